@@ -1,0 +1,1 @@
+"""Makes `pkg://jdistill.conf` usable as a Hydra search path."""

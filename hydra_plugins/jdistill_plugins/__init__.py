@@ -1,0 +1,1 @@
+"""The Hydra plug-ins of jdistill."""

@@ -1,0 +1,52 @@
+"""What Hydra wants under this name; the work is in `jdistill.sweep`. Kept tiny: every Hydra app here executes it."""
+
+from dataclasses import dataclass
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_store import ConfigStore
+from hydra.plugins.launcher import Launcher
+
+
+@dataclass
+class LauncherConf:
+    _target_: str = "hydra_plugins.jdistill_plugins.launcher.JdistillLauncher"
+    plan: bool = False
+
+
+class JdistillLauncher(Launcher):
+    """Composes and checks all jobs, then runs them one after another; a failed one does not end the sweep."""
+
+    def __init__(self, plan=False):
+        self.plan = plan
+
+    def setup(self, *, hydra_context, task_function, config):
+        self.context, self.task, self.config = hydra_context, task_function, config
+
+    def launch(self, job_overrides, initial_job_idx):
+        from jdistill.sweep.launch import launch
+
+        return launch(self, job_overrides, initial_job_idx)
+
+
+class JdistillSweeper(BasicSweeper):
+    """Hydra's cartesian sweeper, without composing every job a second time, and with a summary at the end."""
+
+    def validate_batch_is_legal(self, batch):
+        pass  # the launcher composes all jobs before it runs any
+
+    def sweep(self, arguments):
+        from jdistill.sweep.launch import sweep
+
+        return sweep(self, arguments)
+
+
+@dataclass
+class SweeperConf:
+    _target_: str = "hydra_plugins.jdistill_plugins.launcher.JdistillSweeper"
+    max_batch_size: int | None = None
+    params: dict[str, str] | None = None
+
+
+_store = ConfigStore.instance()
+_store.store(group="hydra/launcher", name="jdistill", node=LauncherConf, provider="jdistill")
+_store.store(group="hydra/sweeper", name="jdistill", node=SweeperConf, provider="jdistill")

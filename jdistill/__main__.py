@@ -1,0 +1,5 @@
+"""`python -m jdistill`."""
+
+from jdistill.cli import main
+
+main()

@@ -1,0 +1,111 @@
+"""Saving and restoring pytrees of arrays: Orbax inside, atomic, leaf for leaf the same bits."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jdistill.errors import RunError
+
+T = TypeVar("T")
+
+
+def save(path: Path, tree: Any) -> None:
+    """Writes the leaves of `tree` to folder `path`, which appears whole or not at all. An existing one is replaced."""
+    import orbax.checkpoint as ocp
+
+    leaves = {f"{i:05d}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(tree))}
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save(path.absolute(), leaves, force=True)
+
+
+def restore(path: Path, like: T) -> T:
+    """The tree saved at `path`, in the structure of `like` (abstract leaves do).
+
+    Raises:
+      RunError: the folder is damaged, or holds other shapes than `like`.
+    """
+    import orbax.checkpoint as ocp
+
+    expected, treedef = jax.tree.flatten(like)
+    try:
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            saved = checkpointer.restore(path.absolute(), restore_args={
+                f"{i:05d}": ocp.RestoreArgs(restore_type=np.ndarray) for i in range(len(expected))
+            })
+    except Exception as error:
+        raise RunError(f"checkpoint {path} cannot be read ({first_line(error)}); delete that folder") from error
+    leaves = [saved[name] for name in sorted(saved)]
+    found = [(np.shape(leaf), np.asarray(leaf).dtype) for leaf in leaves]
+    wanted = [(np.shape(leaf), np.dtype(leaf.dtype)) for leaf in expected]
+    if found != wanted:
+        raise RunError(f"checkpoint {path} holds {len(found)} arrays of other shapes than this config needs; delete that folder")
+    return jax.tree.unflatten(treedef, [jnp.asarray(leaf) for leaf in leaves])
+
+
+class Checkpoints:
+    """The checkpoints of one run, folders `STAGE-STEP`; the newest counts, older ones go once a newer one is whole."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def save(self, stage: int, step: int, tree: Any) -> None:
+        """Writes the checkpoint of `step`, then deletes all others and what a killed save left behind."""
+        name = f"{stage}-{step}"
+        save(self.folder / name, tree)
+        for entry in self.folder.iterdir():
+            if entry.name != name:
+                shutil.rmtree(entry, ignore_errors=True)
+
+    def latest(self) -> tuple[int, Path] | None:
+        """(stage, folder) of the newest checkpoint, or None."""
+        found = [(tuple(map(int, match.groups())), entry) for entry in self.folder.glob("*")
+                 if (match := re.fullmatch(r"(\d+)-(\d+)", entry.name))]
+        if not found:
+            return None
+        (stage, _), path = max(found)
+        return stage, path
+
+    def clear(self) -> None:
+        """Deletes all checkpoints: the run is finished, or starts anew."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Calls `write(temporary)` and moves the finished file to `path`: readers see the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON atomically; NaN and infinity, which JSON lacks, become null."""
+    text = json.dumps(_finite(value), indent=1, allow_nan=False) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text))
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, or its type's name."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not np.isfinite(value) else value

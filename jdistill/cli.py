@@ -1,0 +1,188 @@
+"""The command `jdistill`: runs and multiruns through Hydra, and sub-commands that only read."""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from jdistill.errors import RunError, UsageError
+
+HELP = """\
+jdistill: which way of distilling and compressing this teacher into that student is best, and is the difference real?
+
+  jdistill [KEY=VALUE ...]         one run: teacher (trained once, then kept), student, artifact, measurements
+  jdistill -m [KEY=V1,V2 ...]      a multirun: every combination, a table and a figure at the end
+  jdistill plan [KEY=V1,V2 ...]    list the jobs of a multirun and the groups that share a program; run nothing
+  jdistill table SWEEP ...         the table of one or more sweep or run folders (jdistill table --help)
+  jdistill status SWEEP            what of a sweep is done, failed, left
+  jdistill list WHAT               losses, models, teachers, data, compression, schemes, experiments, ... (one a line)
+
+Overriding: a group takes the name of an option, a key takes a value.
+  jdistill data=mnist student=mlp 'student.widths=[64]' loss=kd loss.temperature=4 loss.weight=0.9 task.weight=0.1
+  jdistill -m loss=none,kd,hint loss.weight=0.5,1 'seed=range(0,5)'
+  jdistill -m experiment=quickstart
+  jdistill teacher=resnet32x4 student=resnet8x4 data=cifar100 optim=sgd optim@teacher.optim=sgd
+
+Groups and keys (all of them: jdistill --cfg job):
+{groups}
+  seed, report=last|best_val|best_test, force=true (repeat a finished run), cache=FOLDER, fail_fast=true
+  optim.lr optim.epochs optim.batch_size, teacher.optim.*, teacher.checkpoint=FOLDER, data.root=FOLDER ($JDISTILL_DATA)
+  hydra.run.dir=FOLDER, hydra.sweep.dir=FOLDER
+
+A run's folder is named after its config: the same command continues a stopped run, and shows a finished one.
+Exit codes: 0 done, 1 a run failed, 2 the request is wrong, 130/143 interrupted (a checkpoint was written).
+"""
+
+SUBCOMMANDS = ("table", "plan", "status", "list")
+
+
+def conf_dir() -> Path:
+    """The folder `conf/`: inside the installed package, or beside it in a checkout."""
+    here = Path(__file__).resolve().parent
+    for folder in (here / "conf", here.parent / "conf"):
+        if (folder / "train.yaml").is_file():
+            return folder
+    raise RunError(f"the configuration folder is missing beside {here}; install jdistill again")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The entry point; exits with 0, 1 (a run failed), 2 (wrong request) or 128 + signal."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        code = dispatch(arguments)
+    except UsageError as error:
+        code = complain(error, 2)
+    except RunError as error:
+        code = complain(error, _interrupted_by() or 1)
+    except KeyboardInterrupt:
+        code = complain(RunError("interrupted"), 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left, as `| head` does
+        code = 0
+    except Exception as error:
+        if os.environ.get("JDISTILL_DEBUG"):
+            raise
+        code = complain(RunError(f"{type(error).__name__}: {error} (JDISTILL_DEBUG=1 shows the traceback)"), 1)
+    sys.exit(code)
+
+
+def complain(error: Exception, code: int) -> int:
+    """One line on standard error; returns `code`."""
+    print(f"jdistill: error: {' '.join(str(error).split(' '))}", file=sys.stderr)
+    return code
+
+
+def dispatch(arguments: list[str]) -> int:
+    """Does what the arguments say; returns the exit code."""
+    first = arguments[0] if arguments else ""
+    if first in ("--help", "-h", "help"):
+        print(HELP.format(groups=_groups()), end="")
+        return 0
+    if first == "--version":
+        from importlib.metadata import version
+
+        print(f"jdistill {version('jdistill')}")
+        return 0
+    if first == "plan":
+        return hydra(["-m", *[a for a in arguments[1:] if a not in ("-m", "--multirun")], "hydra.launcher.plan=true"])
+    if first in ("table", "status"):
+        from jdistill import commands
+
+        return getattr(commands, first)(arguments[1:])
+    if first == "list":
+        from jdistill.listing import list_command
+
+        return list_command(arguments[1:])
+    if first and not first.startswith("-") and "=" not in first and not first.startswith("~"):
+        from jdistill.errors import did_you_mean
+
+        raise UsageError(f"unknown command '{first}'{did_you_mean(first, SUBCOMMANDS)} (jdistill --help shows all)")
+    return hydra(arguments)
+
+
+_stop: Any = None
+
+
+def _interrupted_by() -> int | None:
+    return 128 + _stop.received if _stop is not None and _stop.received else None
+
+
+def hydra(arguments: list[str]) -> int:
+    """A run or multirun."""
+    global _stop
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come here, where they become one line
+    import hydra as hydra_library
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from jdistill import options
+    from jdistill.environment import use_compilation_cache
+    from jdistill.hydra_errors import explain
+    from jdistill.progress import StopSignal
+    from jdistill.sweep.jobs import make_task, resolve_fingerprint, resolve_sweep
+
+    del options  # imported to register
+    _check_plugin()
+    OmegaConf.register_new_resolver("jdistill.fingerprint", resolve_fingerprint, replace=True)
+    OmegaConf.register_new_resolver("jdistill.sweep", resolve_sweep, replace=True)
+    cache = next((a.partition("=")[2] for a in arguments if a.startswith("cache=")), "")
+    from jdistill.config import cache_folder
+
+    use_compilation_cache(cache_folder({"cache": cache}) / "compiled")
+    _stop = StopSignal()
+    inner = make_task(_stop)
+
+    def task(config: Any) -> float | None:
+        value = inner(config)
+        if not _is_multirun(arguments):
+            _report_single()
+        return value
+
+    sys.argv = ["jdistill", *arguments]
+    decorated = hydra_library.main(config_path=str(conf_dir()), config_name="train", version_base="1.3")(task)
+    try:
+        decorated()
+    except (UsageError, RunError):
+        raise
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explain(error) from error
+    return 0
+
+
+def _is_multirun(arguments: list[str]) -> bool:
+    return any(a in ("-m", "--multirun") for a in arguments)
+
+
+def _report_single() -> None:
+    import json
+
+    from hydra.core.hydra_config import HydraConfig
+
+    from jdistill.sweep.jobs import describe
+
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    print(describe(json.loads((folder / "result.json").read_text())))
+    print(f"results in {os.path.relpath(folder)}")
+
+
+def _check_plugin() -> None:
+    if importlib.util.find_spec("hydra_plugins.jdistill_plugins") is None:
+        raise RunError("the Hydra plug-in of jdistill is not installed; install jdistill again (pip install -e .)")
+
+
+def _groups() -> str:
+    files = {p.stem for p in (conf_dir() / "experiment").glob("*.yaml")}
+    rows = {
+        "data": "digits mnist fashion_mnist cifar10 cifar100 breast_cancer synthetic",
+        "teacher, student": "mlp lenet resnet20 resnet8x4 resnet32x4 wrn_40_2 vgg8 mobilenetv2 ... (jdistill list models)",
+        "loss": "none kd logit_mse hint attention cross_entropy",
+        "scheme": "offline two_stage residual",
+        "task": "classification binary",
+        "compression": "none prune int8",
+        "optim": "adam adamw sgd",
+        "tracker": "jsonl tensorboard wandb mlflow",
+        "experiment": " ".join(sorted(files)),
+    }
+    return "\n".join(f"  {group:17}{names}" for group, names in rows.items())

@@ -1,0 +1,151 @@
+"""The root config, the identity of a run, and the objects a config describes."""
+
+import copy
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hydra.core.config_store import ConfigStore
+
+from jdistill.errors import UsageError
+from jdistill.pytrees import require_one_of, require_positive
+from jdistill.registry import build, check_keys, register
+
+GROUPS = ("data", "task", "teacher", "student", "loss", "scheme", "compression", "optim", "parallel", "tracker")
+
+# Keys that change where or how a run is carried out, never its result.
+OPERATIONAL = ("force", "tracker", "cache", "checkpoint", "data.root", "data.download", "data.verify", "fail_fast")
+
+FORMAT = 1  # raised when the same config would give another result than before
+
+
+@dataclasses.dataclass
+class CheckpointConfig:
+    every_steps: int = 0
+    every_epochs: int = 0
+    every_seconds: float = 60.0
+
+
+@dataclasses.dataclass
+class EvaluateConfig:
+    """`every`: epochs between validations; `latency`: whether to time the artifact; `repeats`: timed calls a batch size."""
+
+    every: int = 1
+    latency: bool = True
+    repeats: int = 100
+
+
+@dataclasses.dataclass
+class TrainConfig:
+    """Root keys of `conf/train.yaml`; the groups hold what their options define."""
+
+    seed: int = 0
+    report: str = "last"
+    force: bool = False
+    fail_fast: bool = False
+    cache: str = ""
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
+    data: Any = None
+    task: Any = None
+    teacher: Any = None
+    student: Any = None
+    loss: Any = None
+    scheme: Any = None
+    compression: Any = None
+    optim: Any = None
+    parallel: Any = None
+    tracker: Any = None
+
+
+ConfigStore.instance().store(name="train_schema", node=TrainConfig, provider="jdistill")
+
+
+class Single(NamedTuple):
+    """One device. `strategy` is how steps are called, `device_bytes` the largest training set kept on the device."""
+
+    strategy: str
+    device_bytes: float
+
+
+@register("parallel", "single")
+def single(strategy: str = "auto", device_bytes: float = 4e9) -> Single:
+    """One device; steps one by one (`loop`), many in one call (`block`), or whichever is faster there (`auto`)."""
+    require_one_of(("auto", "loop", "block"), strategy=strategy)
+    require_positive(device_bytes=device_bytes)
+    return Single(strategy, device_bytes)
+
+
+@register("teacher", "none", extra={"optim": (Any, None), "checkpoint": (str | None, None), "seed": (int, 0)})
+def no_teacher() -> None:
+    """No teacher: for losses that read labels only."""
+
+
+@register("teacher", "logits", extra={"optim": (Any, None), "checkpoint": (str | None, None), "seed": (int, 0)})
+def logits_teacher(path: str | None = None) -> Path:
+    """Precomputed logits of any framework: `path` is an .npz with `ids` [N] int and `logits` [N, K] of the training set."""
+    if path is None:
+        raise UsageError("path is missing: teacher=logits needs teacher.path=FILE.npz with arrays 'ids' and 'logits'")
+    if not Path(path).is_file():
+        raise UsageError(f"path '{path}' does not exist; give an .npz file with arrays 'ids' and 'logits'")
+    return Path(path)
+
+
+def check_root(config: dict[str, Any]) -> None:
+    """Raises `UsageError` for unknown root keys and bad root values."""
+    fields = {field.name: field for field in dataclasses.fields(TrainConfig)}
+    check_keys("", config, fields)
+    for group in ("checkpoint", "evaluate"):
+        default = fields[group].default_factory
+        check_keys(group, config[group], vars(default()))  # type: ignore[misc]
+    require_one_of(("last", "best_val", "best_test"), report=config["report"])
+    if not isinstance(config["seed"], int):
+        raise UsageError(f"seed must be an integer, got {config['seed']!r}")
+    try:
+        require_positive(every=config["evaluate"]["every"], repeats=config["evaluate"]["repeats"])
+    except UsageError as error:
+        raise UsageError(f"evaluate.{error}") from error
+
+
+def option(group: str, config: dict[str, Any], **given: Any) -> Any:
+    """What `config[group]` describes; raises `UsageError` naming the key."""
+    node = config[group]
+    if not isinstance(node, dict):
+        raise UsageError(f"{group} must be one of its options, got {node!r}")
+    return build(group, node, **given)
+
+
+def cache_folder(config: dict[str, Any]) -> Path:
+    """Where teachers, downloads and compiled programs are kept: `cache`, else $JDISTILL_CACHE, else ~/.cache/jdistill."""
+    return Path(config.get("cache") or os.environ.get("JDISTILL_CACHE") or "~/.cache/jdistill").expanduser().absolute()
+
+
+def digest(value: Any) -> str:
+    """12 hex digits of a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def without(config: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    """A copy of `config` without the dotted `keys`."""
+    out = copy.deepcopy(config)
+    for key in keys:
+        *parents, last = key.split(".")
+        node = functools.reduce(lambda n, k: n.get(k) if isinstance(n, dict) else None, parents, out)
+        if isinstance(node, dict):
+            node.pop(last, None)
+    return out
+
+
+def fingerprint(config: dict[str, Any]) -> str:
+    """The identity of a run: a hash of its config without the keys that cannot change its result."""
+    return digest({"format": FORMAT, **without(config, OPERATIONAL)})
+
+
+def teacher_fingerprint(config: dict[str, Any]) -> str:
+    """The identity of a teacher: its network, its own recipe and seed, the data and the meaning of the labels."""
+    own = without(config, (*OPERATIONAL, "teacher.checkpoint", "task.weight"))
+    return digest({"format": FORMAT, **{group: own[group] for group in ("teacher", "data", "task")}})

@@ -1,0 +1,96 @@
+"""What a number was measured with: versions, machine, commit, compile time, memory."""
+
+import functools
+import os
+import platform
+import resource
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+
+@functools.lru_cache(maxsize=1)
+def environment() -> dict[str, Any]:
+    """Versions, device and machine of this process, and the commit of jdistill where it runs from a checkout."""
+    import jax
+
+    device = jax.devices()[0]
+    packages = ("jdistill", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "hydra-core", "numpy")
+    return {
+        "python": platform.python_version(),
+        **{name: _version(name) for name in packages},
+        "device": device.platform,
+        "device_kind": device.device_kind,
+        "machine": f"{_processor()}, {os.cpu_count()} cores",
+        "system": f"{platform.system()} {platform.machine()}",
+        **_commit(),
+    }
+
+
+def peak_memory() -> int:
+    """Largest resident size of this process so far, bytes."""
+    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return usage if sys.platform == "darwin" else usage * 1024
+
+
+class CompileClock:
+    """Seconds this process has spent tracing and compiling, from JAX's own events."""
+
+    seconds = 0.0
+    compiled = 0
+
+    @classmethod
+    def _listen(cls, event: str, duration: float, **_: Any) -> None:
+        if event in ("/jax/core/compile/jaxpr_trace_duration", "/jax/core/compile/jaxpr_to_mlir_module_duration",
+                     "/jax/core/compile/backend_compile_duration"):
+            cls.seconds += duration
+            cls.compiled += event.endswith("backend_compile_duration")
+
+    @classmethod
+    @functools.lru_cache(maxsize=1)
+    def start(cls) -> None:
+        """Begins to count; later calls do nothing."""
+        import jax
+
+        jax.monitoring.register_event_duration_secs_listener(cls._listen)
+
+
+def use_compilation_cache(folder: Path) -> None:
+    """Keeps compiled programs in `folder`, all of them: compiling costs more than training a small student."""
+    import jax
+
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> dict[str, Any]:
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return {"commit": None, "dirty": None}
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False).stdout.strip()
+
+    return {"commit": git("rev-parse", "HEAD") or None, "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}

@@ -1,0 +1,67 @@
+"""`jdistill list WHAT`: one name a line first."""
+
+import sys
+from collections.abc import Callable, Iterable
+
+from jdistill.errors import UsageError, unknown
+
+GROUPS = {
+    "losses": "loss",
+    "models": "student",
+    "data": "data",
+    "compression": "compression",
+    "schemes": "scheme",
+    "tasks": "task",
+    "optimizers": "optim",
+    "trackers": "tracker",
+}
+
+Row = tuple[str, str]
+
+
+def list_command(arguments: list[str]) -> int:
+    """Prints the rows of one kind; aligned columns on a terminal, `name<TAB>text` elsewhere."""
+    kinds: dict[str, Callable[[], Iterable[Row]]] = {
+        **{name: (lambda group=group: _options(group)) for name, group in GROUPS.items()},
+        "experiments": _experiments,
+        "teachers": _teachers,
+    }
+    if len(arguments) != 1 or arguments[0] in ("-h", "--help"):
+        raise UsageError(f"usage: jdistill list WHAT, with WHAT one of {', '.join(kinds)}")
+    if arguments[0] not in kinds:
+        raise unknown("list", arguments[0], kinds)
+    rows = list(kinds[arguments[0]]())
+    width = max((len(name) for name, _ in rows), default=0) if sys.stdout.isatty() else 0
+    for name, text in rows:
+        print(f"{name:{width}}  {text}" if width else f"{name}\t{text}")
+    return 0
+
+
+def _options(group: str) -> Iterable[Row]:
+    from jdistill import options
+    from jdistill.registry import options as registered
+
+    del options  # imported to register
+    return [(name, option.summary) for name, option in registered(group).items()]
+
+
+def _experiments() -> Iterable[Row]:
+    from jdistill.cli import conf_dir
+
+    for path in sorted((conf_dir() / "experiment").glob("*.yaml")):
+        comments = [line.lstrip("# ").rstrip() for line in path.read_text().splitlines() if line.startswith("# ")]
+        yield path.stem, "; ".join(c for c in comments if not c.startswith("@"))[:160]
+
+
+def _teachers() -> Iterable[Row]:
+    from jdistill.config import cache_folder
+    from jdistill.teachers.saved import list_teachers
+
+    for manifest in list_teachers(cache_folder({})):
+        accuracy = manifest["metrics"]["test"]["accuracy"]
+        recipe = manifest["config"]["teacher"]["optim"]
+        yield (
+            f"{manifest['config']['teacher']['name']}-{manifest['hash']}",
+            f"{manifest['data']['name']}, test accuracy {accuracy:.2%}, {manifest['parameters']:,} parameters,"
+            f" {recipe['name']} lr {recipe['lr']:g} {recipe['epochs']} epochs, sha256 {manifest['checksum'][:12]}, {manifest['folder']}",
+        )

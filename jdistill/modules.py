@@ -1,0 +1,89 @@
+"""Flax networks as `Model`s: the only file that knows Flax's two faces.
+
+A module's call returns `(logits, features)`; a Linen module takes `(inputs, train)`, an NNX module `(inputs, rngs=None)`.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import nnx
+
+from jdistill.errors import UsageError
+from jdistill.types import Model, Outputs
+
+
+def from_linen(module: nn.Module) -> Model:
+    """The `Model` of a Linen module whose call is `(inputs, train: bool) -> (logits, features)`.
+
+    Equal modules give the same functions, so that programs compiled for one run serve the next.
+    """
+    return _from_linen(module)
+
+
+@functools.lru_cache(maxsize=256)
+def _from_linen(module: nn.Module) -> Model:
+    def init(key, inputs):
+        def variables(key):
+            return module.init(key, jnp.zeros((1, *inputs.shape[1:]), inputs.dtype), train=False)
+
+        out = dict(jax.jit(variables)(key))  # one program instead of hundreds of tiny ones
+        return out.pop("params", {}), out
+
+    def apply(params, state, inputs, *, key=None, train=False):
+        call = functools.partial(module.apply, {"params": params, **state}, inputs, train=train)
+        if not train:
+            return Outputs(*call()), state
+        out, new_state = call(rngs=None if key is None else {"dropout": key}, mutable=list(state))
+        return Outputs(*out), dict(new_state)
+
+    return Model(init, apply)
+
+
+@functools.lru_cache(maxsize=256)
+def from_nnx(build: Callable[..., nnx.Module]) -> Model:
+    """The `Model` of an NNX network; `build(rngs=nnx.Rngs(...))` makes the module.
+
+    Dropout and BatchNorm follow `train`; dropout must take its randomness from the `rngs` given to the call
+    (`self.dropout(x, rngs=rngs)`), since implicit NNX randomness would repeat the same mask at every step.
+    """
+    modes: dict[bool, dict[str, Any]] = {
+        True: {"deterministic": False, "use_running_average": False},
+        False: {"deterministic": True, "use_running_average": True},
+    }
+    blank = nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0)))
+    graphs = {
+        train: nnx.split(nnx.view(blank, raise_if_not_found=False, **mode), nnx.Param, ...)[0]
+        for train, mode in modes.items()
+    }
+
+    def init(key, inputs):
+        del inputs
+
+        def states(key):
+            _, params, rest = nnx.split(build(rngs=nnx.Rngs(key)), nnx.Param, ...)
+            return nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
+
+        return jax.jit(states)(key)
+
+    def apply(params, state, inputs, *, key=None, train=False):
+        module = nnx.merge(graphs[train], params, state)
+        out = module(inputs, rngs=nnx.Rngs(dropout=key) if train and key is not None else None)
+        rest = nnx.to_pure_dict(nnx.state(module, nnx.Not(nnx.Param)))
+        return Outputs(*out), rest if train else state
+
+    return Model(init, apply)
+
+
+def as_model(network: Any) -> Model:
+    """A `Model` from a `Model`, a Linen module or an NNX builder; raises `UsageError` for anything else."""
+    if isinstance(network, Model):
+        return network
+    if isinstance(network, nn.Module):
+        return from_linen(network)
+    if callable(network):
+        return from_nnx(network)
+    raise UsageError(f"a model must be a Linen module, an NNX builder or a Model, got {type(network).__name__}")

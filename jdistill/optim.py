@@ -1,0 +1,103 @@
+"""Optimizers and learning-rate schedules as pytrees: their numbers are arguments of the compiled step."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from jdistill.pytrees import pytree, require_fraction, require_nonnegative, require_one_of, require_positive, static
+from jdistill.registry import register
+from jdistill.types import PyTree
+
+KINDS = ("sgd", "adam", "adamw")
+SCHEDULES = ("constant", "step", "cosine")
+
+
+class Clock(NamedTuple):
+    """Where a stage is: `step` [] int32 since the stage began, and the stage's lengths as float32 scalars."""
+
+    step: Array
+    steps_per_epoch: Array
+    epochs: Array
+
+
+@pytree
+class Optimizer:
+    """An optimizer, its schedule, the length of training and the batch size.
+
+    Attributes:
+      kind: `sgd`, `adam` or `adamw`.
+      lr: peak learning rate, > 0.
+      epochs: passes over the training set; a stage may set its own.
+      batch_size: examples a step.
+      weight_decay: added to the gradient as `weight_decay * param` before the optimizer (coupled, as torch's SGD and
+        Adam do), for every parameter, BatchNorm and biases included; decoupled for `adamw`.
+      momentum: SGD's momentum, or Adam's beta_1.
+      beta2, eps: Adam's.
+      nesterov: SGD with Nesterov momentum.
+      schedule: `constant`; `step` (times `decay` from each of `milestones` on, in epochs counted from 0);
+        `cosine` (half a period down to 0 at the end of the stage).
+      warmup_epochs: linear rise from 0 over the first epochs.
+      drop_last: leave out the last, smaller batch of an epoch (each epoch has its own order, so other examples each time).
+    """
+
+    kind: str = static(default="adam")
+    lr: float = 1e-3
+    epochs: int = 20
+    batch_size: int = static(default=64)
+    weight_decay: float = 0.0
+    momentum: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    nesterov: bool = static(default=False)
+    schedule: str = static(default="constant")
+    milestones: tuple[float, ...] = ()
+    decay: float = 0.1
+    warmup_epochs: float = 0.0
+    drop_last: bool = static(default=True)
+
+    def __post_init__(self) -> None:
+        require_positive(lr=self.lr, epochs=self.epochs, batch_size=self.batch_size, eps=self.eps, decay=self.decay)
+        require_nonnegative(weight_decay=self.weight_decay, warmup_epochs=self.warmup_epochs)
+        require_fraction(momentum=self.momentum, beta2=self.beta2)
+        require_one_of(SCHEDULES, schedule=self.schedule)
+        require_one_of(KINDS, kind=self.kind)
+
+    def init(self, params: PyTree) -> PyTree:
+        """The optimizer's state for `params`."""
+        return self._transform().init(params)
+
+    def update(self, grads: PyTree, state: PyTree, params: PyTree, clock: Clock) -> tuple[PyTree, PyTree]:
+        """New parameters and optimizer state after one step."""
+        updates, state = self._transform().update(grads, state, params)
+        lr = self.lr * self.factor(clock)
+        return jax.tree.map(lambda p, u: (p - lr * u).astype(p.dtype), params, updates), state
+
+    def factor(self, clock: Clock) -> Array:
+        """What the schedule multiplies `lr` by at `clock`: float scalar in [0, 1] (above 1 only where `decay` is)."""
+        epoch = clock.step / clock.steps_per_epoch
+        factor = jnp.ones(())
+        if self.schedule == "step":
+            passed = sum(jnp.floor(epoch + 1e-4) >= milestone for milestone in self.milestones)
+            factor = self.decay ** jnp.asarray(passed, jnp.float32)
+        elif self.schedule == "cosine":
+            factor = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(epoch / clock.epochs, 0, 1)))
+        rise = (epoch + 1 / clock.steps_per_epoch) / jnp.maximum(self.warmup_epochs, 1e-9)
+        return factor * jnp.minimum(1.0, rise)
+
+    def _transform(self) -> optax.GradientTransformation:
+        # Built anew inside each trace, so that momentum and the rest may be traced numbers.
+        if self.kind == "sgd":
+            return optax.chain(
+                optax.add_decayed_weights(self.weight_decay), optax.trace(self.momentum, nesterov=self.nesterov)
+            )
+        adam = optax.scale_by_adam(b1=self.momentum, b2=self.beta2, eps=self.eps)
+        decay = optax.add_decayed_weights(self.weight_decay)
+        return optax.chain(adam, decay) if self.kind == "adamw" else optax.chain(decay, adam)
+
+
+register("optim", "adam", kind="adam")(Optimizer)
+register("optim", "adamw", kind="adamw", weight_decay=1e-2)(Optimizer)
+register("optim", "sgd", kind="sgd", lr=0.05, weight_decay=5e-4)(Optimizer)

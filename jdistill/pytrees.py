@@ -1,0 +1,69 @@
+"""Frozen dataclasses as pytrees: numbers are leaves, structure is static, so a sweep of numbers is one program."""
+
+import dataclasses
+import numbers
+import typing
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from jdistill.errors import UsageError, did_you_mean
+
+T = TypeVar("T")
+
+
+def static(**kwargs: Any) -> Any:
+    """A dataclass field that belongs to the structure: changing it makes another compiled program."""
+    return dataclasses.field(metadata={"static": True}, **kwargs)
+
+
+@typing.dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(static, dataclasses.field))
+def pytree(cls: type[T]) -> type[T]:
+    """Makes `cls` a frozen, keyword-only dataclass whose fields are pytree children, save those made by `static()`.
+
+    `__post_init__` runs again whenever JAX unflattens, with tracers and placeholders: check real numbers only
+    (the `require_*` functions here do).
+    """
+    return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True, kw_only=True)(cls))
+
+
+def _require(condition: Any, expected: str, fields: dict[str, Any]) -> None:
+    for name, value in fields.items():
+        if isinstance(value, numbers.Real) and not (not isinstance(value, bool) and condition(value)):
+            raise UsageError(f"{name} must be {expected}, got {value!r}")
+
+
+def require_positive(**fields: Any) -> None:
+    """Raises `UsageError` for a real number that is not > 0; tracers and arrays pass."""
+    _require(lambda v: v > 0, "positive", fields)
+
+
+def require_nonnegative(**fields: Any) -> None:
+    """Raises `UsageError` for a real number that is not >= 0."""
+    _require(lambda v: v >= 0, "at least 0", fields)
+
+
+def require_fraction(**fields: Any) -> None:
+    """Raises `UsageError` for a real number outside [0, 1)."""
+    _require(lambda v: 0 <= v < 1, "at least 0 and below 1", fields)
+
+
+def require_one_of(options: Iterable[str], **fields: Any) -> None:
+    """Raises `UsageError` for a string that is not one of `options`."""
+    options = list(options)
+    for name, value in fields.items():
+        if isinstance(value, str) and value not in options:
+            raise UsageError(f"{name} must be one of {', '.join(options)}, got {value!r}{did_you_mean(value, options)}")
+
+
+def as_leaves(tree: T) -> T:
+    """Every number leaf as a strong-typed float32 array, so that another value is never another trace."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), tree)
+
+
+def structure_key(tree: Any) -> tuple:
+    """Hashable: two trees with equal keys run in one compiled program."""
+    leaves, treedef = jax.tree.flatten(tree)
+    return treedef, tuple((jnp.shape(leaf), jnp.result_type(leaf).name) for leaf in leaves)

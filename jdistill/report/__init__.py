@@ -1,0 +1,23 @@
+"""Reports on finished runs: `collect` them, make a `make_table` or a figure; reads files only and needs no JAX."""
+
+from jdistill.report.collect import collect
+from jdistill.report.figure import curves_figure, scatter_figure
+from jdistill.report.stats import compare, correct, mean_interval, mean_std, minimum_detectable_difference
+from jdistill.report.status import status, status_text
+from jdistill.report.table import Table, make_table, render
+
+__all__ = [
+    "Table",
+    "collect",
+    "compare",
+    "correct",
+    "curves_figure",
+    "make_table",
+    "mean_interval",
+    "mean_std",
+    "minimum_detectable_difference",
+    "render",
+    "scatter_figure",
+    "status",
+    "status_text",
+]

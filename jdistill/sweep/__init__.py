@@ -1,0 +1,1 @@
+"""Multiruns: composing, checking, running and recording many jobs."""

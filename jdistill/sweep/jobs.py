@@ -1,0 +1,101 @@
+"""One Hydra job: from a composed config to `run`."""
+
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from jdistill.config import GROUPS, fingerprint
+from jdistill.errors import RunError, UsageError
+from jdistill.progress import Bar
+
+PRIMARY = "accuracy"
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """A composed config as plain containers, without Hydra's own node."""
+    keys = [key for key in config if key != "hydra"]
+    out = OmegaConf.to_container(OmegaConf.masked_copy(config, keys), resolve=True, enum_to_str=True)
+    assert isinstance(out, dict)
+    return {str(key): value for key, value in out.items()}
+
+
+def choices(hydra: Any) -> dict[str, str]:
+    """Which option each group has, from Hydra's own config."""
+    chosen = OmegaConf.to_container(hydra.runtime.choices)
+    assert isinstance(chosen, dict)
+    return {group: chosen[group] for group in GROUPS if chosen.get(group) is not None}
+
+
+def resolve_fingerprint(*, _root_: DictConfig) -> str:
+    """`${jdistill.fingerprint:}`: the identity of the config it stands in."""
+    return fingerprint(plain(_root_))
+
+
+def resolve_sweep(*, _root_: DictConfig) -> str:
+    """`${jdistill.sweep:}`: a name for a multirun: its experiment, and a hash of all that was asked for."""
+    from jdistill.config import digest
+
+    hydra = _root_.hydra
+    task = [str(o) for o in hydra.overrides.task if str(o).partition("=")[0].lstrip("+") not in ("force", "cache", "fail_fast")]
+    experiment = OmegaConf.select(hydra, "runtime.choices.experiment") or "sweep"
+    return f"{experiment}-{digest([sorted(task), OmegaConf.to_container(hydra.sweeper.params or OmegaConf.create({}))])[:8]}"
+
+
+def make_task(stop: Callable[[], bool]) -> Callable[[DictConfig], float | None]:
+    """The function Hydra calls for each job; returns the test accuracy."""
+
+    def task(config: DictConfig) -> float | None:
+        from jdistill.run import run
+
+        hydra = HydraConfig.get()
+        folder = Path(hydra.runtime.output_dir)
+        number = OmegaConf.select(hydra, "job.num", default=None)
+        bar = Bar("" if number is None else f"job {number} ")
+        overrides = [str(o) for o in hydra.overrides.task]
+        try:
+            result = run(plain(config), folder, choices=choices(hydra), overrides=overrides, stop=stop, progress=bar)
+        except UsageError:
+            _remove_if_empty(folder)
+            raise
+        except RunError:
+            raise
+        except Exception as error:
+            (folder / "error.log").write_text(traceback.format_exc())
+            raise RunError(f"{type(error).__name__}: {_short(error)} (the traceback is in {folder / 'error.log'})") from error
+        finally:
+            bar.close()
+        return result["metrics"]["test"].get(PRIMARY)
+
+    return task
+
+
+def describe(result: dict[str, Any]) -> str:
+    """One line for a finished run."""
+    test, size = result["metrics"]["test"], result["size"]
+    line = f"test accuracy {test['accuracy']:.2%}, cross-entropy {test['cross_entropy']:.4f}, {size['bytes']:,} bytes"
+    if "teacher_agreement" in test:
+        line += f", agrees with the teacher on {test['teacher_agreement']:.2%}"
+    return line + f", {result['time_s']['total']:.1f} s"
+
+
+def now() -> float:
+    return time.time()
+
+
+def _short(error: BaseException) -> str:
+    from jdistill.checkpoint import first_line
+
+    return first_line(error)[:300]
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """A refused config leaves no folder behind, unless a run had been there before."""
+    import shutil
+
+    if not any((folder / name).exists() for name in ("result.json", "metrics.jsonl", "checkpoints")):
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,91 @@
+"""Classification: what the labels mean, the loss on them, and the metrics."""
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jdistill.losses import CrossEntropy, Loss
+from jdistill.losses.logits import as_classes
+from jdistill.pytrees import pytree, require_fraction, require_nonnegative, require_one_of, static
+from jdistill.registry import register
+from jdistill.types import Batch, Outputs
+
+
+@register("task", "classification")
+@pytree
+class Classification:
+    """One of K classes, by cross-entropy.
+
+    Attributes:
+      weight: of the cross-entropy with the labels, beside `loss.weight` of the distillation loss.
+      label_smoothing: in [0, 1).
+      outputs: `softmax`, one logit a class; `sigmoid`, one logit for a yes/no label.
+    """
+
+    weight: float = 1.0
+    label_smoothing: float = 0.0
+    outputs: str = static(default="softmax")
+
+    def __post_init__(self) -> None:
+        require_nonnegative(weight=self.weight)
+        require_fraction(label_smoothing=self.label_smoothing)
+        require_one_of(("softmax", "sigmoid"), outputs=self.outputs)
+
+    primary = "accuracy"
+
+    def loss(self) -> Loss:
+        return CrossEntropy(label_smoothing=self.label_smoothing)
+
+    def width(self, classes: int) -> int:
+        """Number of logits for a data set of `classes` classes; raises ValueError for a sigmoid with more than two."""
+        if self.outputs == "sigmoid":
+            if classes != 2:
+                raise ValueError(f"task.outputs=sigmoid needs data of 2 classes, this has {classes}; use softmax")
+            return 1
+        return classes
+
+
+register("task", "binary", outputs="sigmoid")(Classification)
+
+
+def hits(outputs: Outputs, batch: Batch) -> dict[str, Array]:
+    """`accuracy` of each example of a training batch: [B] of 0.0 and 1.0."""
+    return {"accuracy": (jnp.argmax(as_classes(outputs.logits), -1) == batch["label"]).astype(jnp.float32)}
+
+
+OBSERVED = ("accuracy",)
+
+
+def metrics(logits: np.ndarray, label: np.ndarray, teacher: np.ndarray | None = None) -> dict[str, float]:
+    """Metrics of logits [N, K] against labels [N] and, where given, the teacher's logits on the same rows.
+
+    `accuracy`, `cross_entropy` (nats), `calibration_error` (ECE, 15 equal bins of confidence; Guo et al. 2017);
+    `teacher_agreement` (fraction of equal predictions), `teacher_kl` (mean KL(teacher || student), T = 1, nats).
+    """
+    log_p = _log_probabilities(logits)
+    predicted, p = log_p.argmax(-1), np.exp(log_p)
+    out = {
+        "accuracy": float((predicted == label).mean()),
+        "cross_entropy": float(-log_p[np.arange(len(label)), label].mean()),
+        "calibration_error": _calibration_error(p.max(-1), predicted == label),
+    }
+    if teacher is not None:
+        log_t = _log_probabilities(teacher)
+        out["teacher_agreement"] = float((predicted == log_t.argmax(-1)).mean())
+        out["teacher_kl"] = float((np.exp(log_t) * (log_t - log_p)).sum(-1).mean())
+    return out
+
+
+def _log_probabilities(logits: np.ndarray) -> np.ndarray:
+    z = np.asarray(logits, np.float64)
+    if z.shape[1] == 1:
+        z = np.concatenate([np.zeros_like(z), z], axis=1)
+    z = z - z.max(-1, keepdims=True)
+    return z - np.log(np.exp(z).sum(-1, keepdims=True))
+
+
+def _calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> float:
+    which = np.minimum((confidence * bins).astype(int), bins - 1)
+    gaps = [abs(correct[which == b].mean() - confidence[which == b].mean()) * (which == b).mean()
+            for b in range(bins) if (which == b).any()]
+    return float(sum(gaps))

@@ -1,0 +1,239 @@
+"""Teachers: trained once for each content hash of their own config, kept with a manifest, shared by all jobs."""
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jdistill import config as configs
+from jdistill.blueprint import Blueprint, load_dataset, network, optimizer
+from jdistill.checkpoint import restore, save, write_json
+from jdistill.compress.artifact import read_artifact, restore_structure
+from jdistill.data import Dataset
+from jdistill.environment import environment
+from jdistill.errors import RunError, UsageError
+from jdistill.fit import fit
+from jdistill.method import Method, Stage, Term
+from jdistill.tasks.classification import hits, metrics
+from jdistill.teachers.saved import read_manifest
+from jdistill.teachers.targets import Live, Lookup, Target
+from jdistill.train import EVAL_CHUNK, Parts, predict
+from jdistill.training import Progress, Stop, initial_state, never, silent, training
+from jdistill.types import Model, Outputs, PyTree
+
+CACHED_OUTPUT_BYTES = 1e9
+
+
+class Teacher(NamedTuple):
+    """A teacher ready to be learned from.
+
+    Attributes:
+      target, arrays: the frozen function of a batch, and its arrays.
+      test_logits: [N, K] on the test split, or None where unknown (precomputed training logits).
+      record: what `result.json` says of it.
+    """
+
+    target: Target
+    arrays: PyTree
+    test_logits: np.ndarray | None
+    record: dict[str, Any]
+
+
+def teacher_folder(config: dict[str, Any]) -> Path:
+    """Where the teacher of a config is kept."""
+    return configs.cache_folder(config) / "teachers" / f"{config['teacher']['name']}-{configs.teacher_fingerprint(config)}"
+
+
+def prepare(
+    blueprint: Blueprint,
+    features: frozenset[str],
+    stop: Stop = never,
+    progress: Progress = silent,
+) -> Teacher:
+    """The teacher of a run: given, loaded, or trained now (one process trains, others wait for it).
+
+    `features` are the names of teacher features that the losses read; where no augmentation changes them, they and the
+    logits are computed once for the whole training set.
+    """
+    config = blueprint.config
+    if config["teacher"]["name"] == "logits":
+        return _precomputed(str(configs.option("teacher", config)), blueprint)
+    given = config["teacher"]["checkpoint"]
+    folder = Path(given) if given else teacher_folder(config)
+    if not given and not (folder / "manifest.json").is_file():
+        _train_once(blueprint, folder, stop, progress)
+    node = json.dumps(config["data"])
+    return _ready(str(folder), _stamp(folder), node, blueprint.outputs, features)
+
+
+def _stamp(folder: Path) -> int:
+    """Changes when the teacher in a folder is replaced, so that what is kept in memory is not stale."""
+    for name in ("manifest.json", "result.json"):
+        if (folder / name).is_file():
+            return (folder / name).stat().st_mtime_ns
+    return 0
+
+
+# -- training
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    from filelock import FileLock
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        yield
+
+
+def _train_once(blueprint: Blueprint, folder: Path, stop: Stop, progress: Progress) -> None:
+    with _locked(folder):
+        if (folder / "manifest.json").is_file():
+            return  # another process trained it while this one waited
+        shutil.rmtree(folder, ignore_errors=True)
+        partial = folder.with_name(f"{folder.name}.partial")
+        _train(blueprint, partial, stop, progress)
+        shutil.rmtree(partial / "checkpoints", ignore_errors=True)
+        os.replace(partial, folder)
+
+
+def _train(blueprint: Blueprint, folder: Path, stop: Stop, progress: Progress) -> None:
+    started = time.perf_counter()
+    node, dataset = blueprint.config["teacher"], blueprint.dataset
+    model = network("teacher", node, blueprint.outputs)
+    optim = optimizer("teacher.optim", node["optim"])
+    term = Term(name="cross_entropy", loss=blueprint.task.loss())
+    stages = (Stage(name="teacher", terms=(term,), optim=optim),)
+    parts = Parts((("student", model),), (), dataset.preprocess, dataset.augment, hits)
+    seed = int(node["seed"])
+    initial = initial_state(blueprint, parts, seed)
+    setup = training(blueprint, Method(stages=stages), parts, {}, initial, seed, folder, stop=stop, progress=progress)
+    fitted = fit(setup)
+    test = metrics(predict(model, dataset.preprocess, fitted.variables, dataset.test["inputs"]), dataset.test["label"])
+    save(folder / "checkpoint", fitted.variables)
+    leaves = jax.tree.leaves(fitted.variables[0])
+    config = {group: blueprint.config[group] for group in ("teacher", "data", "task")}
+    write_json(folder / "manifest.json", {
+        "hash": configs.teacher_fingerprint(blueprint.config),
+        "config": config,
+        "outputs": blueprint.outputs,
+        "input_shape": list(dataset.train["inputs"].shape[1:]),
+        "metrics": {"train": fitted.train_metrics, "test": test},
+        "parameters": sum(leaf.size for leaf in leaves),
+        "bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(fitted.variables)),
+        "checksum": checksum(fitted.variables),
+        "time_s": time.perf_counter() - started,
+        "data": {"name": dataset.name, "checksums": dataset.checksums},
+        "environment": environment(),
+    })
+
+
+def checksum(tree: PyTree) -> str:
+    """SHA-256 of the leaves' bytes in order."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(tree):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+# -- loading
+
+
+@functools.lru_cache(maxsize=16)
+def _ready(folder: str, stamp: int, data_node: str, outputs: int, features: frozenset[str]) -> Teacher:
+    dataset = load_dataset({"data": json.loads(data_node)})
+    node, manifest = read_manifest(Path(folder))
+    shape = list(dataset.train["inputs"].shape[1:])
+    found = (manifest.get("outputs", outputs), manifest.get("input_shape", shape))
+    if found != (outputs, shape):
+        raise UsageError(
+            f"the teacher in {folder} takes inputs {found[1]} and gives {found[0]} logits; this data has {shape} and {outputs}"
+        )
+    model = network("teacher", node, outputs)
+    variables = _load(Path(folder), model, dataset, manifest)
+    target, arrays = _target(model, variables, dataset, features)
+    record = {
+        "name": node["name"], "hash": manifest["hash"], "folder": folder, "metrics": manifest["metrics"],
+        "parameters": manifest["parameters"], "bytes": manifest.get("bytes") or manifest["size"]["bytes"],
+        "outputs": "cached" if isinstance(target, Lookup) else "live",
+    }
+    test = predict(model, dataset.preprocess, variables, dataset.test["inputs"])
+    return Teacher(target, arrays, test, record)
+
+
+def _load(folder: Path, model: Model, dataset: Dataset, manifest: dict[str, Any]) -> tuple[PyTree, PyTree]:
+    inputs = jax.eval_shape(dataset.preprocess, jax.ShapeDtypeStruct((2, *dataset.train["inputs"].shape[1:]), np.float32))
+    like = jax.eval_shape(lambda: model.init(jax.random.key(0), inputs))
+    if not (folder / "manifest.json").is_file():
+        params, state, _ = read_artifact(folder / "artifact.safetensors")
+        return restore_structure(params, like[0]), restore_structure(state, like[1])
+    variables = restore(folder / "checkpoint", like)
+    if checksum(variables) != manifest["checksum"]:
+        raise RunError(f"the teacher in {folder} differs from its manifest's checksum; delete that folder to train it anew")
+    return variables
+
+
+def _target(model: Model, variables: Any, dataset: Dataset, features: frozenset[str]) -> tuple[Target, PyTree]:
+    """Outputs computed once where augmentation does not change them and they fit, else the network itself."""
+    if dataset.augment is not None:
+        return Live(model), variables
+    inputs = dataset.train["inputs"]
+
+    def some(variables: Any, raw: Any) -> Outputs:
+        out = model.apply(*variables, dataset.preprocess(raw), train=False)[0]
+        return Outputs(out.logits, {name: out.features[name] for name in sorted(features)})
+
+    shapes = jax.eval_shape(some, variables, jax.ShapeDtypeStruct((EVAL_CHUNK, *inputs.shape[1:]), inputs.dtype))
+    total = sum(leaf.size * 4 for leaf in jax.tree.leaves(shapes)) / EVAL_CHUNK * len(inputs)
+    if total > CACHED_OUTPUT_BYTES:
+        return Live(model), variables
+    forward = jax.jit(some)
+    chunks = []
+    for start in range(0, len(inputs), EVAL_CHUNK):
+        chunk = inputs[start : start + EVAL_CHUNK]
+        padded = np.concatenate([chunk, np.repeat(chunk[:1], EVAL_CHUNK - len(chunk), axis=0)])
+        chunks.append(jax.tree.map(lambda a, n=len(chunk): np.asarray(a)[:n], forward(variables, padded)))
+    return Lookup(), jax.tree.map(lambda *parts: jnp.asarray(np.concatenate(parts)), *chunks)
+
+
+def _precomputed(path: str, blueprint: Blueprint) -> Teacher:
+    """A teacher that is a file of logits, its rows brought into the order of the training split."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError) as error:
+        raise UsageError(f"teacher.path {path} is not a readable .npz file ({error})") from error
+    if missing := {"ids", "logits"} - set(arrays):
+        raise UsageError(f"teacher.path {path} lacks {' and '.join(sorted(missing))}; it holds {', '.join(sorted(arrays)) or 'nothing'}")
+    ids, logits = arrays["ids"], arrays["logits"]
+    if ids.ndim != 1 or logits.shape != (len(ids), blueprint.outputs):
+        raise UsageError(
+            f"teacher.path {path}: expected ids [N] and logits [N, {blueprint.outputs}], found {ids.shape} and {logits.shape}"
+        )
+    order = np.argsort(ids, kind="stable")
+    if len(ids) > 1 and (np.diff(ids[order]) == 0).any():
+        raise UsageError(f"teacher.path {path}: id {ids[order][1:][np.diff(ids[order]) == 0][0]} occurs more than once")
+    wanted = blueprint.dataset.train["index"]
+    place = np.clip(np.searchsorted(ids[order], wanted), 0, max(len(ids) - 1, 0))
+    absent = wanted[ids[order][place] != wanted] if len(ids) else wanted
+    if len(absent):
+        raise UsageError(
+            f"teacher.path {path}: {len(absent)} of {len(wanted)} training examples have no logits, first id {absent[0]};"
+            " ids are row numbers of the publisher's training file"
+        )
+    rows = np.asarray(logits[order][place], np.float32)
+    if not np.isfinite(rows).all():
+        raise UsageError(f"teacher.path {path}: logits of id {wanted[~np.isfinite(rows).all(1)][0]} are not finite numbers")
+    record = {"name": "logits", "hash": hashlib.sha256(rows.tobytes()).hexdigest()[:12], "folder": path,
+              "metrics": {"train": metrics(rows, blueprint.dataset.train["label"])}, "parameters": None, "bytes": None, "outputs": "given"}
+    return Teacher(Lookup(), Outputs(jnp.asarray(rows), {}), None, record)
