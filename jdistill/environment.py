@@ -6,9 +6,10 @@ import platform
 import resource
 import subprocess
 import sys
+import time
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 
 @functools.lru_cache(maxsize=1)
@@ -36,17 +37,22 @@ def peak_memory() -> int:
 
 
 class CompileClock:
-    """Seconds this process has spent tracing and compiling, from JAX's own events."""
+    """Seconds this process has spent tracing and compiling, from JAX's own events; nested ones count once."""
 
     seconds = 0.0
     compiled = 0
+    _spans: ClassVar[list[tuple[float, float]]] = []
 
     @classmethod
     def _listen(cls, event: str, duration: float, **_: Any) -> None:
-        if event in ("/jax/core/compile/jaxpr_trace_duration", "/jax/core/compile/jaxpr_to_mlir_module_duration",
-                     "/jax/core/compile/backend_compile_duration"):
-            cls.seconds += duration
-            cls.compiled += event.endswith("backend_compile_duration")
+        if not event.startswith("/jax/core/compile/"):
+            return
+        end = time.perf_counter()
+        while cls._spans and cls._spans[-1][0] >= end - duration:
+            cls.seconds -= cls._spans.pop()[1]  # it happened inside this one
+        cls._spans = [*cls._spans[-8:], (end - duration, duration)]
+        cls.seconds += duration
+        cls.compiled += event.endswith("backend_compile_duration")
 
     @classmethod
     @functools.lru_cache(maxsize=1)

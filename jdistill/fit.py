@@ -73,7 +73,15 @@ class Best(NamedTuple):
 
 
 class Fitted(NamedTuple):
-    """What training gave: final state, the network to report as `(effective params, state)`, and the epoch it is from."""
+    """What training gave.
+
+    Attributes:
+      state: the final state.
+      variables: the network to report, `(effective params, running statistics)`.
+      epoch: the epoch it is from, counted from 1 over all stages.
+      train_metrics: of the last epoch.
+      seconds, examples: spent and seen in compiled steps, without the first call of each stage, which compiles.
+    """
 
     state: TrainState
     variables: tuple[PyTree, PyTree]
@@ -206,6 +214,7 @@ class _Fit:
     def _enter(self, index: int) -> None:
         self.state = self._entered(index, self.state)
         self.cursor = self.cursor._replace(stage=index, epoch=0, position=0)
+        self.rate = 0.0
         self._reset(index)
 
     def _reset(self, index: int, state: TrainState | None = None) -> None:
@@ -231,9 +240,10 @@ class _Fit:
             self._advance(stage, order, self.cursor.position, count, lengths)
             jax.block_until_ready(self.totals)
             spent = time.perf_counter() - started
-            self.seconds += spent
+            if self.rate:  # the first call of a stage compiles: not a rate
+                self.seconds += spent
+                self.trained += count * stage.optim.batch_size
             self.rate = count / max(spent, 1e-9)
-            self.trained += count * stage.optim.batch_size
             self.cursor = self.cursor._replace(position=self.cursor.position + count)
             self.setup.progress(stage.name, self.cursor.epoch * steps + self.cursor.position, epochs * steps, self.rate)
             if self.cursor.position < steps:

@@ -132,7 +132,7 @@ def _train_and_measure(
         "report": config["report"],
         "epoch": fitted.epoch,
         "steps": int(fitted.state.step),
-        "examples_per_second": fitted.examples / max(fitted.seconds - (compiled_train - compiled), 1e-9),
+        "examples_per_second": fitted.examples / fitted.seconds if fitted.seconds else None,
         "time_s": {
             "total": ended - started,
             "teacher": prepared - started - (compiled - compiling),

@@ -111,5 +111,5 @@ class Augment:
         """Augments raw images [B, H, W, C] (uint8 or float, not yet normalised); gives float32 of the same shape."""
         images = jnp.asarray(inputs, jnp.float32)
         for position, op in enumerate(self.ops):
-            images = _OPS[op](self, jax.random.fold_in(key, 0), images)
+            images = _OPS[op](self, jax.random.fold_in(key, position), images)
         return images

@@ -49,9 +49,7 @@ class Bottleneck(nn.Module):
         return out + _shortcut(x, 4 * self.width, self.stride, train)
 
 
-def _features(
-    x: Array, block: Any, widths: tuple[int, ...], blocks: tuple[int, ...], train: bool
-) -> dict[str, Array]:
+def _features(x: Array, block: Any, widths: tuple[int, ...], blocks: tuple[int, ...], train: bool) -> dict[str, Array]:
     """Stem and stages; `widths` has the stem's first. Every stage but the first halves the image."""
     x = nn.relu(norm(conv(x, widths[0], 3, name="conv1"), train, name="bn1"))
     features = {"stem": x}

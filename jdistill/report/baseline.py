@@ -76,8 +76,10 @@ def parse_baseline(
         column = keys.resolve(columns, key)
         values = {keys.show(record.get(column)) for record in records if not keys.missing(record.get(column))}
         if not any(_same(record.get(column), value) for record in records):
-            raise UsageError(f"baseline '{text}': no run has {key}={value}{did_you_mean(value, values)} "
-                             f"(found: {', '.join(sorted(values))})")
+            raise UsageError(
+                f"baseline '{text}': no run has {key}={value}{did_you_mean(value, values)} "
+                f"(found: {', '.join(sorted(values))})"
+            )
         conditions[column] = value
     return Baseline(conditions)
 

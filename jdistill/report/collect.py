@@ -193,19 +193,25 @@ def _fill_unfinished(records: list[Record]) -> None:
     for record in records:
         if any(name.startswith("choices.") for name in record):
             complete.setdefault(record["sweep"], []).append(record)
+    agreed: dict[tuple[Any, str, Any], set[Any]] = {}
     groups = {name.removeprefix("choices.") for name in columns if name.startswith("choices.")}
     for record in records:
         if any(name.startswith("choices.") for name in record):
             continue
         for key, value in parse_overrides(record.get("overrides") or []).items():
             record[f"choices.{key}" if key in groups else f"config.{key}"] = value
-        siblings = complete.get(record["sweep"], []) if record["sweep"] is not None else []
+        sweep = record["sweep"]
+        siblings = complete.get(sweep, []) if sweep is not None else []
         for name in columns:  # choices come before config in every result, so that a choice decides whose config fits
             scope = f"choices.{name.split('.')[1]}"
-            same = [s for s in siblings if not name.startswith("config.") or s.get(scope) == record.get(scope)]
-            values = {s.get(name) for s in same}
+            choice = record.get(scope) if name.startswith("config.") else None
+            if (sweep, name, choice) not in agreed:
+                agreed[sweep, name, choice] = {
+                    s.get(name) for s in siblings if choice is None or s.get(scope) == choice
+                }
+            values = agreed[sweep, name, choice]
             if name not in record and len(values) == 1 and name != "config.seed":
-                record[name] = values.pop()
+                record[name] = next(iter(values))
 
 
 def parse_overrides(overrides: Iterable[str]) -> Record:

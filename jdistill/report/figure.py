@@ -22,7 +22,13 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 _HEADING = "heading: "  # marks the legend entries that are printed bold
 DASHES = ("-", "--", ":", "-.")
 Looks = dict[tuple[Any, ...], tuple[str, str, str]]
-_STYLE: Any = {"svg.hashsalt": "jdistill", "text.parse_math": False, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+_STYLE: Any = {
+    "svg.hashsalt": "jdistill",
+    "text.parse_math": False,
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
 _METADATA: dict[str, dict[str, Any]] = {  # no dates: the same runs give the same file
     "png": {"Software": None},
     "pdf": {"CreationDate": None},
@@ -63,12 +69,31 @@ def scatter_figure(
         for values, ((mx, sx), (my, sy)) in points.items():
             color, marker, _ = looks[values]
             xerr, yerr = (None if keys.missing(s) else s for s in (sx, sy * scale))
-            axes.errorbar(mx, my * scale, xerr=xerr, yerr=yerr, fmt=marker, color=color, ms=6, mec="white", mew=0.6,
-                          capsize=2.5, elinewidth=1, zorder=3)
+            axes.errorbar(
+                mx,
+                my * scale,
+                xerr=xerr,
+                yerr=yerr,
+                fmt=marker,
+                color=color,
+                ms=6,
+                mec="white",
+                mew=0.6,
+                capsize=2.5,
+                elinewidth=1,
+                zorder=3,
+            )
         front = pareto([(px[0], py[0]) for px, py in points.values()], lower_is_better(y))
         if len(front) > 1:
-            axes.step([p[0] for p in front], [p[1] * scale for p in front], where="post", color="0.6", lw=1.2,
-                      zorder=1, label="Pareto front")
+            axes.step(
+                [p[0] for p in front],
+                [p[1] * scale for p in front],
+                where="post",
+                color="0.6",
+                lw=1.2,
+                zorder=1,
+                label="Pareto front",
+            )
         _teacher(axes, [r for runs in groups.values() for r in runs], x, y, scale)
         smallest = min(px[0] for px, _ in points.values())
         if 0 < 10 * smallest < axes.get_xlim()[1]:
@@ -284,11 +309,19 @@ def _legend(axes: Axes, columns: Sequence[str], looks: Looks, lines: bool) -> No
     figure: Any = axes.figure
     width = 0.5 + 0.075 * max(map(len, texts))
     figure.set_size_inches(5.0 + ncols * width, max(3.6, 0.5 + 0.19 * min(len(texts), 28)))
-    legend = axes.legend(handles, texts, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, ncols=ncols,
-                         borderaxespad=0.0, fontsize=8)
+    legend = axes.legend(
+        handles,
+        texts,
+        loc="upper left",
+        bbox_to_anchor=(1.01, 1.0),
+        frameon=False,
+        ncols=ncols,
+        borderaxespad=0.0,
+        fontsize=8,
+    )
     for handle, text in zip(handles, legend.get_texts(), strict=True):
         if handle.get_label() == f"{_HEADING}{text.get_text()}":
-            text.set_weight("bold")
+            text.set_fontweight("bold")
 
 
 def _heading(text: str) -> Any:

@@ -126,8 +126,10 @@ def _group_keys(
     group_keys = [keys.resolve(names, key) for key in ([by] if isinstance(by, str) else by)]
     for key in base.conditions:
         if key not in group_keys:
-            raise UsageError(f"baseline '{base.text}': its key '{keys.short(key)}' must be one of the table's keys; "
-                             f"add it to by (now: {', '.join(map(keys.short, group_keys)) or 'none'})")
+            raise UsageError(
+                f"baseline '{base.text}': its key '{keys.short(key)}' must be one of the table's keys; "
+                f"add it to by (now: {', '.join(map(keys.short, group_keys)) or 'none'})"
+            )
     return list(dict.fromkeys(group_keys))
 
 
@@ -213,8 +215,16 @@ def _compare(
             continue
         pairs = stats.pair(row["by_seed"], partner["by_seed"])
         c = stats.compare(*pairs, protocol.test, protocol.level, protocol.alpha, protocol.power)
-        row.update({"difference": c.difference, "difference.low": c.low, "difference.high": c.high, "pairs": c.n,
-                    "p.raw": c.p, "detectable": c.detectable})
+        row.update(
+            {
+                "difference": c.difference,
+                "difference.low": c.low,
+                "difference.high": c.high,
+                "pairs": c.n,
+                "p.raw": c.p,
+                "detectable": c.detectable,
+            }
+        )
         compared.append(row)
         undefined += c.n > 1 and keys.missing(c.low) and c.difference != 0
         shorter += c.n < min(row["n"], len(partner["by_seed"])) or c.n < 2

@@ -46,7 +46,7 @@ def launch(launcher: Any, job_overrides: Sequence[Sequence[str]], first: int) ->
     if launcher.plan:
         show_plan(composed, blueprints)
         return []
-    folder = Path(composed[0].hydra.sweep.dir)
+    folder = Path(launcher.config.hydra.sweep.dir)
     folder.mkdir(parents=True, exist_ok=True)
     book = JobBook(folder / "jobs.jsonl", composed, first)
     print(f"{len(composed)} jobs in {folder}", file=sys.stderr)
@@ -64,6 +64,7 @@ def compose(launcher: Any, overrides: list[str], number: int) -> DictConfig:
     with open_dict(config):
         config.hydra.job.id = number
         config.hydra.job.num = number
+        config.hydra.sweep.dir = str(launcher.config.hydra.sweep.dir)  # one folder, whatever a job's own overrides
     return config
 
 
@@ -155,7 +156,7 @@ def show_plan(composed: Sequence[DictConfig], blueprints: Sequence[Any]) -> None
 
 def summarize(folder: Path) -> None:
     """Prints the sweep's table and the path of its figure; raises `SweepFailed` when a job failed."""
-    from jdistill.report import write_report
+    from jdistill.commands import write_report
 
     print(write_report(folder))
     jobs = [json.loads(line) for line in (folder / "jobs.jsonl").read_text().splitlines()]

@@ -24,7 +24,7 @@ def test_every_prefix_of_the_order_is_stratified(seed):
     assert sorted(order) == list(range(1000))
     running = np.cumsum(LABELS[order][:, None] == np.arange(4), axis=0)
     expected = np.arange(1, 1001)[:, None] * np.bincount(LABELS) / 1000
-    assert np.abs(running - expected).max() < 2
+    assert np.abs(running - expected).max() < 1
 
 
 def test_equal_classes_take_exact_turns():

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from jdistill.models import ResNet, ShuffleNetV1, WideResNet
+from jdistill.models import ResNet, WideResNet
 from jdistill.models.layers import BatchNorm, conv, linear, max_pool, shuffle
+from jdistill.models.shufflenet import GroupedBlock
 
 
 def normal(seed, *shape):
@@ -99,10 +100,10 @@ def test_shuffle_and_pool():
     np.testing.assert_array_equal(max_pool(image), [[[[4.0]]]])
 
 
-def kernels(net, size=32):
+def kernels(net):
     """Convolution kernels by path, and the last linear layer."""
     key = jax.random.key(0, impl="rbg")  # compiles in half the time
-    variables = jax.jit(lambda key: net.init(key, jnp.zeros((1, size, size, 3))))(key)
+    variables = jax.jit(lambda key: net.init(key, jnp.zeros((1, 8, 8, 3))))(key)
     leaves = jax.tree_util.tree_flatten_with_path(variables["params"])[0]
     found = {"/".join(k.key for k in path): np.asarray(leaf) for path, leaf in leaves}
     convolutions = {path: leaf for path, leaf in found.items() if leaf.ndim == 4}
@@ -127,10 +128,15 @@ def test_kaiming_normal_by_fan_out(net):
 
 
 def test_uniform_by_fan_in():
-    """ShuffleNets keep PyTorch's default: uniform in +-1/sqrt(fan_in), groups counted."""
-    convolutions, weights, bias = kernels(ShuffleNetV1(outputs=100), 16)
-    fans = [(kernel, np.prod(kernel.shape[:3])) for kernel in convolutions.values()]
-    for values, fan in [*fans, (weights, weights.shape[0]), (bias, weights.shape[0])]:
+    """ShuffleNets keep PyTorch's default: uniform in +-1/sqrt(fan_in), groups counted; so do linear layers."""
+    block = GroupedBlock(width=96, stride=1, groups=3)
+    params = jax.jit(block.init, static_argnums=2)(jax.random.key(0), jnp.zeros((1, 4, 4, 96)), False)["params"]
+    found = {name: np.asarray(params[name]["kernel"]) for name in ("conv1", "conv2", "conv3")}
+    assert [kernel.shape for kernel in found.values()] == [(1, 1, 32, 24), (3, 3, 1, 24), (1, 1, 8, 96)]
+    params = Layers().init(jax.random.key(0), jnp.zeros((1, 8, 8, 4)))["params"]["fc"]
+    fans = [(kernel, np.prod(kernel.shape[:3])) for kernel in found.values()]
+    for values, fan in [*fans, (np.asarray(params["kernel"]), 256)]:
         bound = 1 / np.sqrt(fan)
         assert 0.9 * bound < np.abs(values).max() <= bound * (1 + 1e-6)
         assert abs(values.std() / (bound / np.sqrt(3)) - 1) < 4 / np.sqrt(2 * values.size)
+    assert 0 < np.abs(params["bias"]).max() <= 1 / 16

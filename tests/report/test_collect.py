@@ -2,9 +2,9 @@ import json
 import subprocess
 import sys
 
+import fake_runs as fake
 import pytest
 
-import fake
 from jdistill.errors import UsageError
 from jdistill.report import collect
 from jdistill.report.collect import flatten, parse_overrides, read_curves, read_jobs
@@ -29,14 +29,25 @@ def test_every_job_is_a_row(tmp_path):
 def test_corrupt_missing_and_unstarted_jobs_stay(tmp_path):
     records = [fake.result(0, 0.9), fake.result(1, 0.9), fake.result(2, 0.9), fake.result(3, 0.9)]
     records.append({**fake.failure(4, "diverged at step 7"), "status": "diverged"})
-    records += [{"status": "running", "overrides": ["loss=kd", "seed=5"]}, {"status": "pending", "overrides": ["seed=6"]}]
+    records += [
+        {"status": "running", "overrides": ["loss=kd", "seed=5"]},
+        {"status": "pending", "overrides": ["seed=6"]},
+    ]
     sweep = fake.write_sweep(tmp_path / "sweep", records)
     (sweep / "run01" / "result.json").write_text('{"status": "fini')
     (sweep / "run02" / "result.json").unlink()
     (sweep / "run03" / "result.json").write_text("[1]")
     (sweep / "run04" / "result.json").unlink()
     frame = collect(sweep)
-    assert list(frame["status"]) == ["finished", "unreadable", "missing", "unreadable", "diverged", "running", "pending"]
+    assert list(frame["status"]) == [
+        "finished",
+        "unreadable",
+        "missing",
+        "unreadable",
+        "diverged",
+        "running",
+        "pending",
+    ]
     assert "run01" in frame["error"][1]
     assert "no result.json" in frame["error"][2]
     assert "expected an object with the key 'status'" in frame["error"][3]
@@ -49,7 +60,11 @@ def test_corrupt_missing_and_unstarted_jobs_stay(tmp_path):
 
 
 def test_keys_of_another_option_are_not_filled_in(tmp_path):
-    records = [fake.result(0, 0.9, loss="none"), fake.result(0, 0.9, loss="kd"), {"status": "pending", "overrides": ["loss=none"]}]
+    records = [
+        fake.result(0, 0.9, loss="none"),
+        fake.result(0, 0.9, loss="kd"),
+        {"status": "pending", "overrides": ["loss=none"]},
+    ]
     frame = collect(fake.write_sweep(tmp_path / "sweep", records))
     assert frame["choices.loss"][2] == "none"
     assert frame["config.loss.temperature"][2] is None
@@ -73,7 +88,9 @@ def test_later_lines_supersede_and_cut_lines_are_ignored(tmp_path):
 
 def test_result_decides_over_jobs_file(tmp_path):
     sweep = fake.write_sweep(tmp_path / "sweep", [fake.result(0, 0.9)])
-    (sweep / "jobs.jsonl").write_text('{"job": 0, "dir": "run00", "overrides": [], "status": "running", "error": null}\n')
+    (sweep / "jobs.jsonl").write_text(
+        '{"job": 0, "dir": "run00", "overrides": [], "status": "running", "error": null}\n'
+    )
     assert list(collect(sweep)["status"]) == ["finished"]
 
 
@@ -108,15 +125,42 @@ def test_a_run_without_a_result_yet(tmp_path):
 
 def test_flatten_and_overrides():
     assert flatten({"a": {"b": 1, "c": {}}, "d": [1, 2]}) == {"a.b": 1, "a.c": "{}", "d": "[1, 2]"}
-    texts = ["loss=kd", "+loss.temperature=2.5", "seed=3", "a=true", "b=null", "w=[64,32]", "~x", "hydra.job.num=1",
-             "loss@aux=kd", "name='a b'", "eq=a=b"]
-    assert parse_overrides(texts) == {"loss": "kd", "loss.temperature": 2.5, "seed": 3, "a": True, "b": None,
-                                      "w": "[64, 32]", "name": "a b", "eq": "a=b"}
+    texts = [
+        "loss=kd",
+        "+loss.temperature=2.5",
+        "seed=3",
+        "a=true",
+        "b=null",
+        "w=[64,32]",
+        "~x",
+        "hydra.job.num=1",
+        "loss@aux=kd",
+        "name='a b'",
+        "eq=a=b",
+    ]
+    assert parse_overrides(texts) == {
+        "loss": "kd",
+        "loss.temperature": 2.5,
+        "seed": 3,
+        "a": True,
+        "b": None,
+        "w": "[64, 32]",
+        "name": "a b",
+        "eq": "a=b",
+    }
 
 
 def test_report_starts_without_heavy_imports():
-    code = "import sys, jdistill.report; print([m for m in ('jax', 'hydra', 'pandas', 'scipy', 'matplotlib') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
-    code = ("import sys; from jdistill.report import table, figure, status, collect; "
-            "import pandas, scipy.special; print('jax' in sys.modules)")
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
+    heavy = ("jax", "hydra", "pandas", "scipy", "matplotlib")
+    code = f"import sys, jdistill.report; print([m for m in {heavy} if m in sys.modules])"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
+    code = (
+        "import sys; from jdistill.report import table, figure, status, collect; "
+        "import pandas, scipy.special; print('jax' in sys.modules)"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+        == "False"
+    )

@@ -1,7 +1,7 @@
+import fake_runs as fake
 import matplotlib.image
 import pytest
 
-import fake
 from jdistill.errors import UsageError
 from jdistill.report import collect, curves_figure, scatter_figure
 from jdistill.report.figure import _curve, pareto
@@ -43,30 +43,44 @@ def test_curves(tmp_path):
         fake.write_run(tmp_path / f"run{seed}", fake.result(seed, 0.9), curve)
     frame = collect([tmp_path / "run0", tmp_path / "run1"])
     assert curves_figure(frame, tmp_path / "c.png")[0].stat().st_size > 5000
-    with pytest.raises(UsageError, match=r"unknown key of metrics.jsonl 'validation.acuracy'; did you mean 'validation.accuracy'"):
+    with pytest.raises(
+        UsageError, match=r"unknown key of metrics.jsonl 'validation.acuracy'; did you mean 'validation.accuracy'"
+    ):
         curves_figure(frame, tmp_path / "c.png", y="validation.acuracy")
 
 
 def test_curve_values():
-    runs = [[{"epoch": 1, "a": 0.1}, {"epoch": 1, "a": 0.2}, {"epoch": 2, "a": None}], [{"epoch": 1, "a": 0.4}, {"epoch": 2, "a": 0.5}]]
+    runs = [
+        [{"epoch": 1, "a": 0.1}, {"epoch": 1, "a": 0.2}, {"epoch": 2, "a": None}],
+        [{"epoch": 1, "a": 0.4}, {"epoch": 2, "a": 0.5}],
+    ]
     curve = _curve(runs, "epoch", "a")
     assert [point[:2] for point in curve] == [(1.0, pytest.approx(0.3)), (2.0, 0.5)]
     assert curve[0][2] == pytest.approx(0.2 / 2**0.5)
 
 
 def test_many_groups_and_two_keys_are_drawn(tmp_path):
-    records = [fake.result(0, 0.9 + t / 1000, overrides=[f"loss.temperature={t}", f"compression={c}", "seed=0"],
-                           config__loss__temperature=t, choices__compression=c, size__bytes=1000 * 3**t)
-               for t in range(1, 12) for c in ("none", "prune")]
+    records = [
+        fake.result(
+            0,
+            0.9 + t / 1000,
+            overrides=[f"loss.temperature={t}", f"compression={c}", "seed=0"],
+            config__loss__temperature=t,
+            choices__compression=c,
+            size__bytes=1000 * 3**t,
+        )
+        for t in range(1, 12)
+        for c in ("none", "prune")
+    ]
     assert scatter_figure(collect(fake.write_sweep(tmp_path / "s", records)), tmp_path / "a.png")[0].exists()
 
 
 def test_bad_requests(frame, tmp_path):
-    with pytest.raises(UsageError, match="cannot write the format '.docx'"):
+    with pytest.raises(UsageError, match=r"cannot write the format '.docx'"):
         scatter_figure(frame, tmp_path / "a.docx")
-    with pytest.raises(UsageError, match="unknown numeric column 'size.byte'; did you mean 'size.bytes'"):
+    with pytest.raises(UsageError, match=r"unknown numeric column 'size.byte'; did you mean 'size.bytes'"):
         scatter_figure(frame, tmp_path / "a.png", x="size.byte")
-    with pytest.raises(UsageError, match="no finished run has size.bytes and metrics.test.accuracy"):
+    with pytest.raises(UsageError, match=r"no finished run has size.bytes and metrics.test.accuracy"):
         scatter_figure(frame[frame["status"] == "failed"], tmp_path / "a.png")
     with pytest.raises(UsageError, match="no run has learning curves"):
         curves_figure(frame, tmp_path / "a.png")

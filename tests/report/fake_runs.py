@@ -4,8 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-CHOICES = {"data": "digits", "student": "mlp", "teacher": "mlp", "loss": "kd", "compression": "none",
-           "scheme": "offline", "optim": "adam"}
+CHOICES = {
+    "data": "digits",
+    "student": "mlp",
+    "teacher": "mlp",
+    "loss": "kd",
+    "compression": "none",
+    "scheme": "offline",
+    "optim": "adam",
+}
 LOSSES: dict[str, dict[str, Any]] = {
     "none": {"name": "none", "weight": 1.0},
     "kd": {"name": "kd", "temperature": 4.0, "weight": 1.0},
@@ -13,19 +20,35 @@ LOSSES: dict[str, dict[str, Any]] = {
 }
 
 
-def result(seed: int, accuracy: float, overrides: list[str] | None = None, loss: str = "kd", **change: Any) -> dict[str, Any]:
+def result(
+    seed: int, accuracy: float, overrides: list[str] | None = None, loss: str = "kd", **change: Any
+) -> dict[str, Any]:
     """The content of a finished run's result.json; `change` replaces dotted keys written with `__`."""
-    config = {"seed": seed, "loss": dict(LOSSES[loss]), "student": {"name": "mlp", "widths": [64, 64]}, "epochs": 20,
-              "teacher": {"name": "mlp", "seed": seed}, "output_dir": f"runs/{loss}/{seed}"}
+    config = {
+        "seed": seed,
+        "loss": dict(LOSSES[loss]),
+        "student": {"name": "mlp", "widths": [64, 64]},
+        "epochs": 20,
+        "teacher": {"name": "mlp", "seed": seed},
+        "output_dir": f"runs/{loss}/{seed}",
+    }
     record: dict[str, Any] = {
-        "status": "finished", "error": None, "fingerprint": f"{loss}{seed}{accuracy}",
-        "choices": {**CHOICES, "loss": loss}, "config": config,
+        "status": "finished",
+        "error": None,
+        "fingerprint": f"{loss}{seed}{accuracy}",
+        "choices": {**CHOICES, "loss": loss},
+        "config": config,
         "overrides": [f"loss={loss}", f"seed={seed}"] if overrides is None else overrides,
-        "metrics": {"test": {"accuracy": accuracy, "cross_entropy": 2 * (1 - accuracy), "teacher_agreement": 0.9},
-                    "validation": {"accuracy": accuracy + 0.01}},
-        "report": "last", "epoch": 20, "size": {"parameters": 2410, "nonzero": 2410, "bytes": 9900, "sha256": "0"},
+        "metrics": {
+            "test": {"accuracy": accuracy, "cross_entropy": 2 * (1 - accuracy), "teacher_agreement": 0.9},
+            "validation": {"accuracy": accuracy + 0.01},
+        },
+        "report": "last",
+        "epoch": 20,
+        "size": {"parameters": 2410, "nonzero": 2410, "bytes": 9900, "sha256": "0"},
         "latency_ms": {"1": {"p50": 0.05, "p90": 0.06}, "256": {"p50": 0.2, "p90": 0.3}},
-        "time_s": {"total": 1.2, "train": 0.5}, "steps": 440,
+        "time_s": {"total": 1.2, "train": 0.5},
+        "steps": 440,
         "teacher": {"hash": "t", "metrics": {"test": {"accuracy": 0.97}}, "parameters": 50000, "bytes": 200000},
         "environment": {"jax": "0.10.2", "device": "cpu", "machine": "box", "commit": "abcdef", "dirty": False},
     }
@@ -56,8 +79,15 @@ def write_sweep(folder: Path, records: list[dict[str, Any]]) -> Path:
     lines = []
     for job, record in enumerate(records):
         name = f"run{job:02d}"
-        lines.append({"job": job, "dir": name, "overrides": record["overrides"], "status": record["status"],
-                      "error": record.get("error")})
+        lines.append(
+            {
+                "job": job,
+                "dir": name,
+                "overrides": record["overrides"],
+                "status": record["status"],
+                "error": record.get("error"),
+            }
+        )
         if record["status"] not in ("running", "pending"):
             write_run(folder / name, record)
     folder.mkdir(parents=True, exist_ok=True)

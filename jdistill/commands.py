@@ -1,0 +1,84 @@
+"""The sub-commands that read results: `table` and `status`. Nothing here imports JAX."""
+
+import argparse
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jdistill.errors import UsageError
+
+SUFFIXES = {"markdown": "md", "latex": "tex", "csv": "csv", "text": "txt"}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{self.prog}: {message} ({self.prog} --help shows the options)")
+
+
+def table(arguments: list[str]) -> int:
+    """`jdistill table SWEEP ...`."""
+    parser = _Parser(prog="jdistill table", description="One row a method: mean ± std over seeds, differences to a baseline, sizes, times.")
+    parser.add_argument("paths", nargs="+", type=Path, metavar="SWEEP", help="sweep folders or run folders")
+    parser.add_argument("--by", help="comma-separated keys that tell rows apart, such as loss,loss.temperature (default: what varies, except seeds)")
+    parser.add_argument("--baseline", default="auto", help="KEY=VALUE[,KEY=VALUE] or none (default: loss=none where there is one)")
+    parser.add_argument("--metric", default="test.accuracy", help="the metric compared (default: %(default)s)")
+    parser.add_argument("--metrics", default="", help="comma-separated further metrics, such as teacher_agreement")
+    parser.add_argument("--columns", help="comma-separated columns to show, in order")
+    parser.add_argument("--test", default="t", help="t, permutation or wilcoxon; paired over seeds (default: %(default)s)")
+    parser.add_argument("--correction", default="holm", help="holm, bonferroni, bh or none (default: %(default)s)")
+    parser.add_argument("--format", default="text", help="text, markdown, latex or csv (default: %(default)s)")
+    parser.add_argument("--bold", action="store_true", help="best value of each column in bold")
+    parser.add_argument("--out", type=Path, help="write the table to this file")
+    parser.add_argument("--figure", type=Path, help="also write accuracy against bytes to this .png, .pdf or .svg")
+    parser.add_argument("--curves", type=Path, help="also write learning curves to this file")
+    given = parser.parse_args(arguments)
+
+    from jdistill.report import collect, curves_figure, make_table, render, scatter_figure
+
+    frame = collect(given.paths)
+    made = make_table(
+        frame, by=_words(given.by), baseline=None if given.baseline == "none" else given.baseline, metric=given.metric,
+        metrics=_words(given.metrics) or (), columns=_words(given.columns), test=given.test, correction=given.correction,
+    )  # fmt: skip
+    text = render(made, format=given.format, bold=given.bold)
+    if given.out:
+        given.out.parent.mkdir(parents=True, exist_ok=True)
+        given.out.write_text(text if text.endswith("\n") else text + "\n")
+        print(given.out)
+    else:
+        print(text)
+    if given.figure:
+        print(*scatter_figure(frame, by=_words(given.by), path=given.figure), sep="\n")
+    if given.curves:
+        print(*curves_figure(frame, by=_words(given.by), path=given.curves), sep="\n")
+    return 0
+
+
+def status(arguments: list[str]) -> int:
+    """`jdistill status SWEEP`."""
+    parser = _Parser(prog="jdistill status", description="What of a sweep is finished, failed, running, pending.")
+    parser.add_argument("sweep", type=Path, metavar="SWEEP", help="a sweep folder")
+    given = parser.parse_args(arguments)
+
+    from jdistill.report import status as read
+    from jdistill.report import status_text
+
+    print(status_text(read(given.sweep)))
+    return 0
+
+
+def write_report(folder: Path, **options: Any) -> str:
+    """Writes `table.md`, `table.csv`, `table.tex` and `accuracy_bytes.png` of a sweep; returns the text to print."""
+    from jdistill.report import collect, make_table, render, scatter_figure
+
+    frame = collect(folder)
+    made = make_table(frame, **options)
+    for name in ("markdown", "csv", "latex"):
+        (folder / f"table.{SUFFIXES[name]}").write_text(render(made, format=name))
+    lines = [render(made, format="text"), f"table: {folder / 'table.md'} (also .csv, .tex)"]
+    if "size.bytes" in frame and frame["size.bytes"].notna().any():
+        lines.append(f"figure: {scatter_figure(frame, path=folder / 'accuracy_bytes.png')[0]}")
+    return "\n".join(lines)
+
+
+def _words(text: str | None) -> list[str] | None:
+    return [word.strip() for word in text.split(",") if word.strip()] if text else None
