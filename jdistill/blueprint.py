@@ -14,13 +14,13 @@ from jdistill.data import Dataset
 from jdistill.errors import UsageError
 from jdistill.fit import CheckpointPolicy, sample_of, steps_per_epoch
 from jdistill.losses import Loss
-from jdistill.method import Method, Scheme, Stage, Term
+from jdistill.method import Method, Scheme, Term
 from jdistill.modules import as_model
 from jdistill.optim import Optimizer
 from jdistill.pytrees import as_leaves, structure_key
 from jdistill.records import Tracker
 from jdistill.registry import build
-from jdistill.tasks.classification import OBSERVED, Classification, hits
+from jdistill.tasks.classification import Classification, hits
 from jdistill.teachers.saved import saved_teacher_node
 from jdistill.teachers.targets import Live, Lookup, Target
 from jdistill.train import Parts, enter_stage, init_state
@@ -76,9 +76,6 @@ class Blueprint:
         data = configs.without(self.config, configs.OPERATIONAL)["data"]
         teacher = configs.teacher_fingerprint(self.config) if self.needs_teacher else None
         return self.student, teacher, json.dumps(data, sort_keys=True), structure_key(as_leaves(self.method()))
-
-
-observed = OBSERVED
 
 
 @functools.lru_cache(maxsize=8)
@@ -201,7 +198,6 @@ def _check_shapes(carrier: _ByIdentity, text: str) -> None:
     for stage in method.stages:
         steps_per_epoch(stage, len(blueprint.dataset.train["label"]))
     target, arrays = abstract_teacher(blueprint, inputs)
-    key = jax.eval_shape(lambda: jax.random.key(0))
     parts = blueprint.parts(target)
     frozen = {} if target is None else {"teacher": arrays}
     key = jax.random.key(0)
@@ -210,12 +206,13 @@ def _check_shapes(carrier: _ByIdentity, text: str) -> None:
         initial = (state.params["student"], state.model_state["student"])
         target, arrays = blueprint.scheme.target(target, arrays, blueprint.student, initial)
         parts, frozen = blueprint.parts(target), {"teacher": arrays}
-    for stage in method.stages:
-        state = jax.eval_shape(lambda s, stage=stage: enter_stage(parts, _leaves(stage), s, key, sample, frozen), state)
-
-
-def _leaves(stage: Stage) -> Stage:
-    return as_leaves(stage)
+    try:
+        for stage in method.stages:
+            leaves = as_leaves(stage)
+            state = jax.eval_shape(lambda s, leaves=leaves: enter_stage(parts, leaves, s, key, sample, frozen), state)
+    except UsageError as error:
+        own = str(error).split(" ")[0] in {field.name for field in dataclasses.fields(type(blueprint.loss))}  # type: ignore[arg-type]
+        raise UsageError(f"loss.{error}" if own else f"loss={blueprint.config['loss']['name']}: {error}") from error
 
 
 def abstract_teacher(blueprint: Blueprint, inputs: Any) -> tuple[Target | None, Any]:

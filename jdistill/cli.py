@@ -60,6 +60,8 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left, as `| head` does
         code = 0
+    except OSError as error:
+        code = complain(RunError(f"{error.filename or ''}: {error.strerror or error}".lstrip(": ")), 1)
     except Exception as error:
         if os.environ.get("JDISTILL_DEBUG"):
             raise
@@ -134,10 +136,17 @@ def hydra(arguments: list[str]) -> int:
     _stop = StopSignal()
     inner = make_task(_stop)
 
+    caught: list[Exception] = []
+
     def task(config: Any) -> float | None:
-        value = inner(config)
-        if not _is_multirun(arguments):
-            _report_single()
+        if _is_multirun(arguments):
+            return inner(config)
+        try:  # Hydra would print lines of its own about an exception of a single run
+            value = inner(config)
+        except Exception as error:
+            caught.append(error)
+            return None
+        _report_single()
         return value
 
     sys.argv = ["jdistill", *arguments]
@@ -148,6 +157,8 @@ def hydra(arguments: list[str]) -> int:
         raise
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error) from error
+    if caught:
+        raise caught[0]
     return 0
 
 

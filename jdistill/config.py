@@ -32,11 +32,18 @@ class CheckpointConfig:
 
 @dataclasses.dataclass
 class EvaluateConfig:
-    """`every`: epochs between validations; `latency`: whether to time the artifact; `repeats`: timed calls a batch size."""
+    """How a run is measured.
+
+    Attributes:
+      every: epochs between validations while training.
+      latency: time the artifact; `repeats` timed calls at each batch size.
+      predictions: write `predictions.npz`: `ids`, `label`, `logits` and (with a teacher) `teacher_logits` of the test split.
+    """
 
     every: int = 1
     latency: bool = True
     repeats: int = 100
+    predictions: bool = False
 
 
 @dataclasses.dataclass

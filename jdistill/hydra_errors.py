@@ -2,15 +2,14 @@
 
 import re
 
-from jdistill.errors import RunError, UsageError, did_you_mean, unknown
+from jdistill.errors import UsageError, did_you_mean
 
 _OPTION = re.compile(r"Could not find '([\w/@.]+)/([^'/]+)'")
-_GROUP = re.compile(r"Could not override '([^'@]+)(@[^']*)?'\.?\s*(No match in the defaults list)?", re.S)
 _VALUE = re.compile(r"Value '(.*?)'(?: of type '\w+')? (?:could not be converted to|is not a valid|cannot be) ?(.*?)$", re.M)
 _KEY = re.compile(r"full_key: (\S+)")
 
 
-def explain(error: Exception) -> UsageError | RunError:
+def explain(error: Exception) -> UsageError:
     """The `UsageError` that says what `error` says, in one line."""
     causes = _chain(error)
     text = "\n".join(str(e) for e in causes)
@@ -40,11 +39,10 @@ def _chain(error: BaseException | None) -> list[BaseException]:
 
 
 def _unknown_option(group: str, name: str, text: str) -> UsageError:
-    listed = text.partition("Available options in")[2]
-    known = [line.strip() for line in listed.splitlines()[1:] if line.startswith("\t")]
-    return unknown(f"option {group}={name}: no such {group}", name, known) if not known else UsageError(
-        f"{group}={name}: no such option{did_you_mean(name, known)} (known: {', '.join(sorted(known))})"
-    )
+    listed = text.partition("Available options in")[2].partition("Config search path")[0]
+    known = sorted({line.strip() for line in listed.splitlines()[1:] if line.startswith("\t")})
+    names = f" (known: {', '.join(known)})" if known else ""
+    return UsageError(f"{group}={name}: no such option{did_you_mean(name, known)}{names}")
 
 
 def _unknown_key(key: str, known: list[str]) -> UsageError:

@@ -1,6 +1,7 @@
 """Frozen dataclasses as pytrees: numbers are leaves, structure is static, so a sweep of numbers is one program."""
 
 import dataclasses
+import math
 import numbers
 import typing
 from collections.abc import Iterable
@@ -31,7 +32,9 @@ def pytree(cls: type[T]) -> type[T]:
 
 def _require(condition: Any, expected: str, fields: dict[str, Any]) -> None:
     for name, value in fields.items():
-        if isinstance(value, numbers.Real) and not (not isinstance(value, bool) and condition(value)):
+        if not isinstance(value, numbers.Real):
+            continue
+        if isinstance(value, bool) or not math.isfinite(value) or not condition(value):
             raise UsageError(f"{name} must be {expected}, got {value!r}")
 
 

@@ -70,19 +70,20 @@ def build(group: str, config: dict[str, Any], **given: Any) -> Any:
 
     Args:
       group: the config group, also the prefix of keys in error messages.
-      config: plain containers; keys of the option that the target does not take are left out.
+      config: plain containers; keys it lacks have the option's defaults, keys the target does not take are left out.
       **given: parameters the program supplies (those without a default in the signature).
 
     Raises:
       UsageError: an unknown option or key, or a value the target refuses; the message begins with the key.
     """
-    name = config.get("name")
+    name = str(config.get("name"))
     if (group, name) not in _options:
-        raise unknown(group, str(name), options(group))
+        raise unknown(group, name, options(group))
     option = _options[group, name]
     check_keys(group, config, {"name", *option.fields})
     accepted = inspect.signature(option.target).parameters
-    arguments = {k: _frozen(v) for k, v in config.items() if k in accepted and k != "name"}
+    complete = {**{k: default for k, (_, default) in option.fields.items()}, **config}
+    arguments = {k: _frozen(v) for k, v in complete.items() if k in accepted and k != "name"}
     try:
         return option.target(**arguments, **given)
     except UsageError as error:

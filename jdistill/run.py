@@ -186,12 +186,16 @@ def _measure(blueprint: Blueprint, fitted: Fitted, teacher: Teacher | None, fold
     variables = _reload(path, fitted.variables)
     parameters, nonzero = count_nonzero(variables[0])
 
-    def evaluate(split: dict[str, np.ndarray], reference: np.ndarray | None = None) -> dict[str, float]:
-        return metrics(predict(model, dataset.preprocess, variables, split["inputs"]), split["label"], reference)
-
-    results = {"train": fitted.train_metrics, "test": evaluate(dataset.test, teacher.test_logits if teacher else None)}
+    reference = teacher.test_logits if teacher else None
+    logits = predict(model, dataset.preprocess, variables, dataset.test["inputs"])
+    results = {"train": fitted.train_metrics, "test": metrics(logits, dataset.test["label"], reference)}
     if len(dataset.validation["label"]):
-        results["validation"] = evaluate(dataset.validation)
+        validation = predict(model, dataset.preprocess, variables, dataset.validation["inputs"])
+        results["validation"] = metrics(validation, dataset.validation["label"])
+    if config["evaluate"]["predictions"]:
+        arrays = {"ids": dataset.test["index"], "label": dataset.test["label"], "logits": logits}
+        arrays |= {"teacher_logits": reference} if reference is not None else {}
+        np.savez(folder / "predictions.npz", **arrays)
     out = {
         "metrics": results,
         "size": {"parameters": parameters, "nonzero": nonzero, "bytes": size, "sha256": _sha256(path)},

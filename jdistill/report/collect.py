@@ -188,7 +188,9 @@ def _repeated(record: Record, seen: set[Path]) -> bool:
 
 def _fill_unfinished(records: list[Record]) -> None:
     """Gives jobs without a result the choices and config that their overrides and their sweep tell."""
-    columns = [n for n in dict.fromkeys(n for r in records for n in r) if n.startswith(("choices.", "config."))]
+    names = dict.fromkeys(name for record in records for name in record)
+    # Choices first: a choice decides whose config fits.
+    columns = [n for start in ("choices.", "config.") for n in names if n.startswith(start)]
     complete: dict[str | None, list[Record]] = {}
     for record in records:
         if any(name.startswith("choices.") for name in record):
@@ -202,13 +204,12 @@ def _fill_unfinished(records: list[Record]) -> None:
             record[f"choices.{key}" if key in groups else f"config.{key}"] = value
         sweep = record["sweep"]
         siblings = complete.get(sweep, []) if sweep is not None else []
-        for name in columns:  # choices come before config in every result, so that a choice decides whose config fits
+        for name in columns:
             scope = f"choices.{name.split('.')[1]}"
             choice = record.get(scope) if name.startswith("config.") else None
             if (sweep, name, choice) not in agreed:
-                agreed[sweep, name, choice] = {
-                    s.get(name) for s in siblings if choice is None or s.get(scope) == choice
-                }
+                same = [s for s in siblings if choice is None or s.get(scope) == choice]
+                agreed[sweep, name, choice] = {s.get(name) for s in same}
             values = agreed[sweep, name, choice]
             if name not in record and len(values) == 1 and name != "config.seed":
                 record[name] = next(iter(values))

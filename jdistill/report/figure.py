@@ -21,7 +21,9 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 _HEADING = "heading: "  # marks the legend entries that are printed bold
 DASHES = ("-", "--", ":", "-.")
-Looks = dict[tuple[Any, ...], tuple[str, str, str]]
+Looks = dict[tuple[Any, ...], tuple[str, str, str]]  # group -> colour, marker, dashes
+Points = dict[tuple[Any, ...], tuple[tuple[float, float], tuple[float, float]]]  # group -> (mean, std) of x, of y
+Curves = dict[tuple[Any, ...], list[tuple[float, float, float]]]  # group -> (x, mean, std) along the curve
 _STYLE: Any = {
     "svg.hashsalt": "jdistill",
     "text.parse_math": False,
@@ -66,37 +68,9 @@ def scatter_figure(
 
     def draw(axes: Axes) -> None:
         looks = _looks(list(points))
-        for values, ((mx, sx), (my, sy)) in points.items():
-            color, marker, _ = looks[values]
-            xerr, yerr = (None if keys.missing(s) else s for s in (sx, sy * scale))
-            axes.errorbar(
-                mx,
-                my * scale,
-                xerr=xerr,
-                yerr=yerr,
-                fmt=marker,
-                color=color,
-                ms=6,
-                mec="white",
-                mew=0.6,
-                capsize=2.5,
-                elinewidth=1,
-                zorder=3,
-            )
-        front = pareto([(px[0], py[0]) for px, py in points.values()], lower_is_better(y))
-        if len(front) > 1:
-            axes.step(
-                [p[0] for p in front],
-                [p[1] * scale for p in front],
-                where="post",
-                color="0.6",
-                lw=1.2,
-                zorder=1,
-                label="Pareto front",
-            )
+        _points(axes, points, looks, scale, lower_is_better(y))
         _teacher(axes, [r for runs in groups.values() for r in runs], x, y, scale)
-        smallest = min(px[0] for px, _ in points.values())
-        if 0 < 10 * smallest < axes.get_xlim()[1]:
+        if 0 < 10 * min(px[0] for px, _ in points.values()) < axes.get_xlim()[1]:
             axes.set_xscale("log")
         _engineering(axes, x)
         _titles(axes, x, y)
@@ -143,15 +117,7 @@ def curves_figure(
         from matplotlib.ticker import MaxNLocator
 
         looks = _looks(list(curves))
-        for values, curve in curves.items():
-            color, marker, dashes = looks[values]
-            xs = [point[0] for point in curve]
-            mean = [point[1] * scale for point in curve]
-            spread = [0.0 if keys.missing(point[2]) else point[2] * scale for point in curve]
-            every = max(1, len(xs) // 8)
-            axes.plot(xs, mean, color=color, ls=dashes, marker=marker, ms=4, markevery=every, lw=1.4)
-            low, high = ([m + sign * s for m, s in zip(mean, spread, strict=True)] for sign in (-1, 1))
-            axes.fill_between(xs, low, high, color=color, alpha=0.18 if len(curves) <= 6 else 0.07, lw=0)
+        _lines(axes, curves, looks, scale)
         if x in ("epoch", "step"):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _titles(axes, x, y)
@@ -212,6 +178,32 @@ def _curve(runs: Sequence[Sequence[dict[str, Any]]], x: str, y: str) -> list[tup
         for at, value in last.items():
             values.setdefault(at, []).append(value)
     return [(at, *stats.mean_std(values[at])) for at in sorted(values)]
+
+
+def _points(axes: Axes, points: Points, looks: Looks, scale: float, lower: bool) -> None:
+    """Means with error bars, and the step line of the Pareto front."""
+    style: Any = {"ms": 6, "mec": "white", "mew": 0.6, "capsize": 2.5, "elinewidth": 1, "zorder": 3}
+    for values, ((mx, sx), (my, sy)) in points.items():
+        color, marker, _ = looks[values]
+        xerr, yerr = (None if keys.missing(s) else s for s in (sx, sy * scale))
+        axes.errorbar(mx, my * scale, xerr=xerr, yerr=yerr, fmt=marker, color=color, **style)
+    front = pareto([(px[0], py[0]) for px, py in points.values()], lower)
+    if len(front) > 1:
+        xs, ys = [p[0] for p in front], [p[1] * scale for p in front]
+        axes.step(xs, ys, where="post", color="0.6", lw=1.2, zorder=1, label="Pareto front")
+
+
+def _lines(axes: Axes, curves: Curves, looks: Looks, scale: float) -> None:
+    """Mean curves, each in a band of one standard deviation."""
+    for values, curve in curves.items():
+        color, marker, dashes = looks[values]
+        xs = [point[0] for point in curve]
+        mean = [point[1] * scale for point in curve]
+        spread = [0.0 if keys.missing(point[2]) else point[2] * scale for point in curve]
+        every = max(1, len(xs) // 8)
+        axes.plot(xs, mean, color=color, ls=dashes, marker=marker, ms=4, markevery=every, lw=1.4)
+        low, high = ([m + sign * s for m, s in zip(mean, spread, strict=True)] for sign in (-1, 1))
+        axes.fill_between(xs, low, high, color=color, alpha=0.18 if len(curves) <= 6 else 0.07, lw=0)
 
 
 def _teacher(axes: Axes, runs: Sequence[dict[str, Any]], x: str, y: str, scale: float) -> None:

@@ -30,7 +30,6 @@ def footer(
     metric: str,
     protocol: Protocol,
     problems: Sequence[str],
-    repeats: int,
 ) -> list[str]:
     """The lines under a table. `records`: all jobs; `runs`: without repeats; `problems`: from the comparisons."""
     finished = [run for run in runs if run["status"] == "finished"]
@@ -39,7 +38,9 @@ def footer(
         lines.append(_test(rows, base, metric, protocol))
     lines += [_report(finished), *_teacher(finished, metric), *_machine(finished)]
     lines += [f"WARNING: {problem}." for problem in problems]
-    return [line for line in [*lines, *_pooled(rows, finished, metric, repeats), *_jobs(records)] if line]
+    return [
+        line for line in [*lines, *_pooled(rows, finished, metric, len(records) - len(runs)), *_jobs(records)] if line
+    ]
 
 
 def _test(rows: Sequence[Record], base: Baseline, metric: str, protocol: Protocol) -> str:

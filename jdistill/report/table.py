@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from jdistill.errors import UsageError, unknown
@@ -87,25 +88,20 @@ def make_table(
         raise UsageError("there are no runs to make a table of")
     names = list(map(str, frame.columns))
     main = _metric(names, records, metric)
-    shown = [_metric(names, records, m if "." in m else f"{metric.rpartition('.')[0]}.{m}") for m in metrics]
+    asked = [] if columns is None else list(columns)
+    more = [*metrics, *(c for c in asked if f"metrics.{c}" in names and c != main)]
+    shown = [_metric(names, records, m if "." in m else f"{metric.rpartition('.')[0]}.{m}") for m in more]
     base = parse_baseline(names, records, baseline, explicit_by=by)
     group_keys = _group_keys(names, records, by, base)
-    asked = [] if columns is None else list(columns)
     numbers = {name: column for name, (_, column, _) in _NUMBERS.items()}
     numbers.update({c: c for c in asked if c not in COLUMNS and c not in (main, *shown)})
     _check_columns(frame, numbers)
-
-    grouped = keys.group(records, group_keys)
-    kept, repeats = {}, 0
-    for values, runs in grouped.items():
-        kept[values] = _once(runs)
-        repeats += len(runs) - len(kept[values])
+    kept = {values: _once(runs) for values, runs in keys.group(records, group_keys).items()}
     rows = [_row(group_keys, values, runs, [main, *shown], numbers) for values, runs in kept.items()]
     rows.sort(key=lambda row: [(not base.holds(k, row[k]), keys.order(row[k])) for k in group_keys])
     problems = _compare(rows, base, group_keys, main, protocol) if base else []
     layout = _columns(rows, group_keys, main, shown, numbers, asked, base, protocol)
-    runs = [run for kept_runs in kept.values() for run in kept_runs]
-    notes = footer(records, runs, rows, base, main, protocol, problems, repeats)
+    notes = footer(records, list(chain(*kept.values())), rows, base, main, protocol, problems)
     return Table(tuple(layout), tuple(rows), tuple(notes), main)
 
 
@@ -261,7 +257,7 @@ def _columns(
     data = {"metric", "n", *shown, *(c for c in known if any(not keys.missing(row.get(c)) for row in rows))}
     if not any(row["failed"] for row in rows):
         data.discard("failed")
-    names = asked or [c for c in known if c in data]
+    names = [*asked, *(m for m in shown if m not in asked)] if asked else [c for c in known if c in data]
     group_columns = [Column(keys.short(k), keys.short(k), "key", {keys.short(k): k}) for k in group_keys]
     return group_columns + [known["metric" if c == main else c] for c in names]
 

@@ -116,7 +116,7 @@ def test_holm_controls_the_family_wise_error():
     ("n", "effect"), [(34, 0.4950291), (15, 0.7780225), (10, 0.9960019), (5, 1.6819971), (3, 3.2640436)]
 )
 def test_detectable_difference_of_statsmodels(n, effect):
-    np.testing.assert_allclose(stats.minimum_detectable_difference(n, 1.0), effect, rtol=1e-6)
+    np.testing.assert_allclose(stats.minimum_detectable_difference(n, 1.0), effect, rtol=1e-5)
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 50, 1000])

@@ -323,10 +323,10 @@ def test_a_metric_that_is_not_a_number_is_told(tmp_path):
 
 
 def test_metrics_that_are_not_percent_and_bold(tmp_path, frame):
-    table = make_table(frame, metric="test.cross_entropy", columns=["metric", "steps"])
+    table = make_table(frame, metric="test.cross_entropy", columns=["metric", "steps", "validation.accuracy"])
     assert "test cross entropy |" in render(table)
     assert "**0.1200 ± 0.0283**" in render(table, bold=True)
-    assert "440" in render(table)
+    assert "440" in render(table) and "validation accuracy (%)" in render(table)
 
 
 def test_bad_requests(frame):

@@ -1,0 +1,19 @@
+"""Shared by all tests: a compilation cache (compiling dominates), and a clean environment."""
+
+import os
+import tempfile
+from pathlib import Path
+
+CACHE = Path(os.environ.get("JDISTILL_TEST_CACHE") or Path(tempfile.gettempdir()) / "jdistill-test-cache")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE / "compiled")  # before JAX is imported; subprocesses inherit it
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """Teachers and downloads of a test stay in its own folder."""
+    monkeypatch.setenv("JDISTILL_CACHE", str(tmp_path / "cache"))
