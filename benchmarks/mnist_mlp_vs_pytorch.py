@@ -103,9 +103,7 @@ def jdistill(inputs: np.ndarray, labels: np.ndarray) -> Trainer:
     def epoch(number: int) -> None:
         nonlocal state
         order = epoch_order(keys.order, EXAMPLES, jnp.int32(number))
-        state, totals = block(
-            state, zero_totals(stage, ()), {}, data, order, start, count, keys.step, stage, lengths
-        )
+        state, totals = block(state, zero_totals(stage, ()), {}, data, order, start, count, keys.step, stage, lengths)
         jax.block_until_ready((state, totals))
 
     def loss() -> float:

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 
 from jdistill import config as configs
 from jdistill.compress.base import Compressor
@@ -116,7 +116,9 @@ def read(config: dict[str, Any]) -> Blueprint:
     """
     configs.check_root(config)
     task = configs.option("task", config)
-    loss_node = {k: v for k, v in config["loss"].items() if k != "weight"} if isinstance(config["loss"], dict) else config["loss"]
+    loss_node = (
+        {k: v for k, v in config["loss"].items() if k != "weight"} if isinstance(config["loss"], dict) else config["loss"]
+    )
     loss = configs.option("loss", {"loss": loss_node})
     weight = _nonnegative("loss.weight", config["loss"].get("weight", 1.0))
     dataset = load_dataset(config)
@@ -176,9 +178,16 @@ def _teacher(config: dict[str, Any], loss: Loss, outputs: int) -> Model | None:
 def check(blueprint: Blueprint) -> None:
     """Traces networks and losses on shapes, so that what does not fit is found before anything is trained."""
     dataset = blueprint.dataset
-    if blueprint.config["report"] != "last" and blueprint.config["report"] == "best_val" and not len(dataset.validation["label"]):
+    if (
+        blueprint.config["report"] != "last"
+        and blueprint.config["report"] == "best_val"
+        and not len(dataset.validation["label"])
+    ):
         raise UsageError("report=best_val needs validation data, got data.validation=0; set data.validation=0.1 or report=last")
-    _check_shapes(_ByIdentity(blueprint), json.dumps(configs.without(blueprint.config, ("seed", *configs.OPERATIONAL)), sort_keys=True))
+    _check_shapes(
+        _ByIdentity(blueprint),
+        json.dumps(configs.without(blueprint.config, ("seed", *configs.OPERATIONAL)), sort_keys=True),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,6 +230,6 @@ def abstract_teacher(blueprint: Blueprint, inputs: Any) -> tuple[Target | None, 
         return None, None
     if blueprint.teacher is None:  # precomputed logits
         rows = len(blueprint.dataset.train["label"])
-        return Lookup(), Outputs(jax.ShapeDtypeStruct((rows, blueprint.outputs), np.float32), {})
+        return Lookup(), jax.eval_shape(lambda: Outputs(jnp.zeros((rows, blueprint.outputs), jnp.float32), {}))
     model = blueprint.teacher
     return Live(model), jax.eval_shape(lambda: model.init(jax.random.key(0), inputs))

@@ -37,16 +37,19 @@ def restore(path: Path, like: T) -> T:
     expected, treedef = jax.tree.flatten(like)
     try:
         with ocp.PyTreeCheckpointer() as checkpointer:
-            saved = checkpointer.restore(path.absolute(), restore_args={
-                f"{i:05d}": ocp.RestoreArgs(restore_type=np.ndarray) for i in range(len(expected))
-            })
+            saved = checkpointer.restore(
+                path.absolute(),
+                restore_args={f"{i:05d}": ocp.RestoreArgs(restore_type=np.ndarray) for i in range(len(expected))},
+            )
     except Exception as error:
         raise RunError(f"checkpoint {path} cannot be read ({first_line(error)}); delete that folder") from error
     leaves = [saved[name] for name in sorted(saved)]
     found = [(np.shape(leaf), np.asarray(leaf).dtype) for leaf in leaves]
     wanted = [(np.shape(leaf), np.dtype(leaf.dtype)) for leaf in expected]
     if found != wanted:
-        raise RunError(f"checkpoint {path} holds {len(found)} arrays of other shapes than this config needs; delete that folder")
+        raise RunError(
+            f"checkpoint {path} holds {len(found)} arrays of other shapes than this config needs; delete that folder"
+        )
     return jax.tree.unflatten(treedef, [jnp.asarray(leaf) for leaf in leaves])
 
 
@@ -66,8 +69,11 @@ class Checkpoints:
 
     def latest(self) -> tuple[int, Path] | None:
         """(stage, folder) of the newest checkpoint, or None."""
-        found = [(tuple(map(int, match.groups())), entry) for entry in self.folder.glob("*")
-                 if (match := re.fullmatch(r"(\d+)-(\d+)", entry.name))]
+        found = [
+            (tuple(map(int, match.groups())), entry)
+            for entry in self.folder.glob("*")
+            if (match := re.fullmatch(r"(\d+)-(\d+)", entry.name))
+        ]
         if not found:
             return None
         (stage, _), path = max(found)

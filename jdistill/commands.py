@@ -16,10 +16,18 @@ class _Parser(argparse.ArgumentParser):
 
 def table(arguments: list[str]) -> int:
     """`jdistill table SWEEP ...`."""
-    parser = _Parser(prog="jdistill table", description="One row a method: mean ± std over seeds, differences to a baseline, sizes, times.")
+    parser = _Parser(
+        prog="jdistill table",
+        description="One row a method: mean ± std over seeds, differences to a baseline, sizes, times.",
+    )
     parser.add_argument("paths", nargs="+", type=Path, metavar="SWEEP", help="sweep folders or run folders")
-    parser.add_argument("--by", help="comma-separated keys that tell rows apart, such as loss,loss.temperature (default: what varies, except seeds)")
-    parser.add_argument("--baseline", default="auto", help="KEY=VALUE[,KEY=VALUE] or none (default: loss=none where there is one)")
+    parser.add_argument(
+        "--by",
+        help="comma-separated keys that tell rows apart, such as loss,loss.temperature (default: what varies, except seeds)",
+    )
+    parser.add_argument(
+        "--baseline", default="auto", help="KEY=VALUE[,KEY=VALUE] or none (default: loss=none where there is one)"
+    )
     parser.add_argument("--metric", default="test.accuracy", help="the metric compared (default: %(default)s)")
     parser.add_argument("--metrics", default="", help="comma-separated further metrics, such as teacher_agreement")
     parser.add_argument("--columns", help="comma-separated columns to show, in order")

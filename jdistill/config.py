@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import functools
 import hashlib
 import json
 import os
@@ -106,9 +105,8 @@ def check_root(config: dict[str, Any]) -> None:
     """Raises `UsageError` for unknown root keys and bad root values."""
     fields = {field.name: field for field in dataclasses.fields(TrainConfig)}
     check_keys("", config, fields)
-    for group in ("checkpoint", "evaluate"):
-        default = fields[group].default_factory
-        check_keys(group, config[group], vars(default()))  # type: ignore[misc]
+    for group, schema in (("checkpoint", CheckpointConfig), ("evaluate", EvaluateConfig)):
+        check_keys(group, config[group], [field.name for field in dataclasses.fields(schema)])
     require_one_of(("last", "best_val", "best_test"), report=config["report"])
     if not isinstance(config["seed"], int):
         raise UsageError(f"seed must be an integer, got {config['seed']!r}")
@@ -141,7 +139,9 @@ def without(config: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
     out = copy.deepcopy(config)
     for key in keys:
         *parents, last = key.split(".")
-        node = functools.reduce(lambda n, k: n.get(k) if isinstance(n, dict) else None, parents, out)
+        node: Any = out
+        for parent in parents:
+            node = node.get(parent) if isinstance(node, dict) else None
         if isinstance(node, dict):
             node.pop(last, None)
     return out

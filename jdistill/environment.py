@@ -44,14 +44,14 @@ class CompileClock:
     _spans: ClassVar[list[tuple[float, float]]] = []
 
     @classmethod
-    def _listen(cls, event: str, duration: float, **_: Any) -> None:
+    def _listen(cls, event: str, duration_secs: float, **_: Any) -> None:
         if not event.startswith("/jax/core/compile/"):
             return
         end = time.perf_counter()
-        while cls._spans and cls._spans[-1][0] >= end - duration:
+        while cls._spans and cls._spans[-1][0] >= end - duration_secs:
             cls.seconds -= cls._spans.pop()[1]  # it happened inside this one
-        cls._spans = [*cls._spans[-8:], (end - duration, duration)]
-        cls.seconds += duration
+        cls._spans = [*cls._spans[-8:], (end - duration_secs, duration_secs)]
+        cls.seconds += duration_secs
         cls.compiled += event.endswith("backend_compile_duration")
 
     @classmethod
@@ -99,4 +99,7 @@ def _commit() -> dict[str, Any]:
     def git(*arguments: str) -> str:
         return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False).stdout.strip()
 
-    return {"commit": git("rev-parse", "HEAD") or None, "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
+    return {
+        "commit": git("rev-parse", "HEAD") or None,
+        "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
+    }

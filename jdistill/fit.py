@@ -49,9 +49,7 @@ class CheckpointPolicy:
     every_seconds: float = 60.0
 
     def __post_init__(self) -> None:
-        require_nonnegative(
-            every_steps=self.every_steps, every_epochs=self.every_epochs, every_seconds=self.every_seconds
-        )
+        require_nonnegative(every_steps=self.every_steps, every_epochs=self.every_epochs, every_seconds=self.every_seconds)
 
 
 class Cursor(NamedTuple):
@@ -67,8 +65,8 @@ class Cursor(NamedTuple):
 class Best(NamedTuple):
     """The best epoch of the current stage: validation value (-inf before any), its number, and the network then."""
 
-    value: np.ndarray
-    epoch: np.ndarray
+    value: np.floating[Any]
+    epoch: np.integer[Any]
     variables: PyTree
 
 
@@ -264,7 +262,15 @@ class _Fit:
         whole = min(count, max(0, self.examples // size - start))
         if setup.strategy == "block" and setup.resident and whole:
             self.state, self.totals = self.programs.block(
-                self.state, self.totals, setup.frozen, self.data, order, jnp.int32(start), jnp.int32(whole), key, stage,
+                self.state,
+                self.totals,
+                setup.frozen,
+                self.data,
+                order,
+                jnp.int32(start),
+                jnp.int32(whole),
+                key,
+                stage,
                 lengths,
             )
             start, count = start + whole, count - whole
@@ -272,9 +278,7 @@ class _Fit:
         for i in range(start, start + count):
             rows = host_order[i * size : (i + 1) * size]
             batch = take_jit(self.data, rows) if setup.resident else self._host_batch(rows)
-            self.state, self.totals = self.programs.single(
-                self.state, self.totals, setup.frozen, batch, key, stage, lengths
-            )
+            self.state, self.totals = self.programs.single(self.state, self.totals, setup.frozen, batch, key, stage, lengths)
 
     def _host_batch(self, rows: np.ndarray) -> dict[str, Any]:
         return {"inputs": self.data["inputs"][rows], "label": self.data["label"][rows], "index": rows}
@@ -290,7 +294,12 @@ class _Fit:
                 " (lower optim.lr or loss.weight)"
             )
         self.train_metrics = train
-        row = {"stage": stage.name, "epoch": cursor.total_epochs, "step": int(self.state.step), "train": train}
+        row: dict[str, Any] = {
+            "stage": stage.name,
+            "epoch": cursor.total_epochs,
+            "step": int(self.state.step),
+            "train": train,
+        }
         last = cursor.epoch == self.epochs[cursor.stage]
         if self.setup.evaluate is not None and (last or cursor.epoch % self.setup.evaluate_every == 0):
             variables = self._variables(stage)

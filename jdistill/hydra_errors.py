@@ -14,15 +14,17 @@ def explain(error: Exception) -> UsageError:
     causes = _chain(error)
     text = "\n".join(str(e) for e in causes)
     if found := _OPTION.search(text):
-        return _unknown_option(*found.groups(), text)
+        return _unknown_option(found[1], found[2], text)
     for cause in causes:
         key = getattr(cause, "full_key", None) or next(iter(_KEY.findall(str(cause))), None)
         parent = getattr(cause, "parent_node", None)
-        if key and "is not in struct" in str(cause) or key and "not in '" in str(cause):
+        if (key and "is not in struct" in str(cause)) or (key and "not in '" in str(cause)):
             known = [str(k) for k in parent] if parent is not None and hasattr(parent, "keys") else []
             return _unknown_key(str(key), known)
         if value := _VALUE.search(str(cause)):
-            kind = {"Float": "a number", "Integer": "an integer", "Boolean": "true or false"}.get(value[2].strip("'\". "), value[2])
+            kind = {"Float": "a number", "Integer": "an integer", "Boolean": "true or false"}.get(
+                value[2].strip("'\". "), value[2]
+            )
             return UsageError(f"{key} must be {kind}, got '{value[1]}'")
     if found := re.search(r"Could not override '([^']+)'", text):
         return _unknown_key(found[1], [])

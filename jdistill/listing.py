@@ -1,5 +1,6 @@
 """`jdistill list WHAT`: one name a line first."""
 
+import functools
 import sys
 from collections.abc import Callable, Iterable
 
@@ -22,7 +23,7 @@ Row = tuple[str, str]
 def list_command(arguments: list[str]) -> int:
     """Prints the rows of one kind; aligned columns on a terminal, `name<TAB>text` elsewhere."""
     kinds: dict[str, Callable[[], Iterable[Row]]] = {
-        **{name: (lambda group=group: _options(group)) for name, group in GROUPS.items()},
+        **{name: functools.partial(_options, group) for name, group in GROUPS.items()},
         "experiments": _experiments,
         "teachers": _teachers,
     }
@@ -63,5 +64,6 @@ def _teachers() -> Iterable[Row]:
         yield (
             f"{manifest['config']['teacher']['name']}-{manifest['hash']}",
             f"{manifest['data']['name']}, test accuracy {accuracy:.2%}, {manifest['parameters']:,} parameters,"
-            f" {recipe['name']} lr {recipe['lr']:g} {recipe['epochs']} epochs, sha256 {manifest['checksum'][:12]}, {manifest['folder']}",
+            f" {recipe['name']} lr {recipe['lr']:g} {recipe['epochs']} epochs, sha256 {manifest['checksum'][:12]},"
+            f" {manifest['folder']}",
         )

@@ -17,7 +17,11 @@ MAX_SECONDS = 1.0
 
 
 def latency(
-    model: Model, preprocess: Callable[[Array], Array], variables: tuple[PyTree, PyTree], inputs: np.ndarray, repeats: int
+    model: Model,
+    preprocess: Callable[[Array], Array],
+    variables: tuple[PyTree, PyTree],
+    inputs: np.ndarray,
+    repeats: int,
 ) -> dict[str, dict[str, Any]]:
     """Milliseconds from raw inputs on the device to logits, at each batch size: p50, p90, p99 and the number of calls.
 

@@ -56,15 +56,14 @@ def from_nnx(build: Callable[..., nnx.Module]) -> Model:
     }
     blank = nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0)))
     graphs = {
-        train: nnx.split(nnx.view(blank, raise_if_not_found=False, **mode), nnx.Param, ...)[0]
-        for train, mode in modes.items()
+        train: nnx.split(nnx.view(blank, raise_if_not_found=False, **mode), nnx.Param, ...)[0] for train, mode in modes.items()
     }
 
     def init(key, inputs):
         del inputs
 
         def states(key):
-            _, params, rest = nnx.split(build(rngs=nnx.Rngs(key)), nnx.Param, ...)
+            _, params, rest = nnx.split(build(rngs=nnx.Rngs(key)), nnx.Param, ...)  # type: ignore[misc]
             return nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
 
         return jax.jit(states)(key)

@@ -90,9 +90,7 @@ class Optimizer:
     def _transform(self) -> optax.GradientTransformation:
         # Built anew inside each trace, so that momentum and the rest may be traced numbers.
         if self.kind == "sgd":
-            return optax.chain(
-                optax.add_decayed_weights(self.weight_decay), optax.trace(self.momentum, nesterov=self.nesterov)
-            )
+            return optax.chain(optax.add_decayed_weights(self.weight_decay), optax.trace(self.momentum, nesterov=self.nesterov))
         adam = optax.scale_by_adam(b1=self.momentum, b2=self.beta2, eps=self.eps)
         decay = optax.add_decayed_weights(self.weight_decay)
         return optax.chain(adam, decay) if self.kind == "adamw" else optax.chain(decay, adam)

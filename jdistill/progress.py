@@ -26,7 +26,10 @@ class Bar:
         elif time.monotonic() - self._shown > LINE_SECONDS:
             self._shown = time.monotonic()
             left = (total - done) / max(rate, 1e-9)
-            print(f"{self.label}{stage}: step {done}/{total}, {rate:.1f} steps/s, {_duration(left)} left", file=self.stream)
+            print(
+                f"{self.label}{stage}: step {done}/{total}, {rate:.1f} steps/s, {_duration(left)} left",
+                file=self.stream,
+            )
 
     def _draw(self, stage: str, done: int, total: int, rate: float) -> None:
         from rich.console import Console

@@ -87,7 +87,8 @@ def build(group: str, config: dict[str, Any], **given: Any) -> Any:
     try:
         return option.target(**arguments, **given)
     except UsageError as error:
-        raise UsageError(f"{group}.{error}" if _starts_with_key(str(error), option.fields) else f"{group}={name}: {error}") from error
+        prefix = f"{group}." if _starts_with_key(str(error), option.fields) else f"{group}={name}: "
+        raise UsageError(f"{prefix}{error}") from error
     except (TypeError, ValueError) as error:
         raise UsageError(f"{group}={name}: {error}") from error
 

@@ -50,19 +50,20 @@ def run(
 
     blueprint = blueprints.read(config)
     folder.mkdir(parents=True, exist_ok=True)
+    identity = fingerprint(config)
     about = {
-        "fingerprint": fingerprint(config),
+        "fingerprint": identity,
         "choices": choices or {},
         "config": config,
         "overrides": overrides or [],
     }
     with FileLock(folder / ".lock"):
-        done = finished(folder, about["fingerprint"])
+        done = finished(folder, identity)
         if done is not None and not config["force"]:
             return done
-        _clean(folder, about["fingerprint"], config["force"])
+        _clean(folder, identity, config["force"])
         tracker, started = blueprint.tracker, time.perf_counter()
-        listener = tracker.start(folder, f"{about['fingerprint']}", config)
+        listener = tracker.start(folder, identity, config)
         try:
             result = {"status": "finished", "error": None, **about}
             result |= _train_and_measure(blueprint, folder, started, (listener,) if listener else (), stop, progress)
@@ -195,16 +196,14 @@ def _measure(blueprint: Blueprint, fitted: Fitted, teacher: Teacher | None, fold
     if config["evaluate"]["predictions"]:
         arrays = {"ids": dataset.test["index"], "label": dataset.test["label"], "logits": logits}
         arrays |= {"teacher_logits": reference} if reference is not None else {}
-        np.savez(folder / "predictions.npz", **arrays)
+        np.savez(folder / "predictions.npz", **arrays)  # type: ignore[arg-type]
     out = {
         "metrics": results,
         "size": {"parameters": parameters, "nonzero": nonzero, "bytes": size, "sha256": _sha256(path)},
         "latency_ms": {},
     }
     if config["evaluate"]["latency"]:
-        out["latency_ms"] = latency(
-            model, dataset.preprocess, variables, dataset.test["inputs"], config["evaluate"]["repeats"]
-        )
+        out["latency_ms"] = latency(model, dataset.preprocess, variables, dataset.test["inputs"], config["evaluate"]["repeats"])
     return out
 
 

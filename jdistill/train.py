@@ -102,7 +102,7 @@ def make_step(parts: Parts) -> Callable[..., tuple[TrainState, dict[str, Array]]
                 )
             known = {**jax.lax.stop_gradient(outputs), **references}
             values = {
-                term.name: term.loss(params["loss"][term.name], outputs[term.learner], known.get(term.teacher), batch)
+                term.name: term.loss(params["loss"][term.name], outputs[term.learner], known.get(term.teacher or ""), batch)
                 for term in stage.terms
             }
             total = sum(term.weight * values[term.name].mean() for term in stage.terms)
@@ -157,7 +157,8 @@ def programs(parts: Parts) -> Programs:
 
         def body(i, carry):
             rows = jax.lax.dynamic_slice(order, ((start + i) * size,), (size,))
-            return single(*carry, frozen, take(data, rows), key, stage, lengths)
+            state, totals = carry
+            return single(state, totals, frozen, take(data, rows), key, stage, lengths)
 
         return jax.lax.fori_loop(0, count, body, (state, totals))
 

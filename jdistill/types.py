@@ -18,7 +18,8 @@ class Outputs(NamedTuple):
       logits: [B, K] float: K classes or K candidate items; K = 1 for a yes/no label (the logit of "yes").
       features: name -> [B, ...]: every named activation. Under jit those that nothing reads cost nothing.
         Networks of stages name them `stage1`, `stage2`, ... (after the activation) and `stage1_pre`, ... (before it);
-        images are [B, H, W, C]. Networks whose stages end without an activation say what they hand on. `embedding` [B, D] is what the last linear layer reads.
+        images are [B, H, W, C]. `embedding` [B, D] is what the last linear layer reads. Networks whose stages end
+        without an activation say in their docstring what they hand on.
     """
 
     logits: Array

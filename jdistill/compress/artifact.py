@@ -17,7 +17,9 @@ from jdistill.errors import RunError
 from jdistill.types import PyTree
 
 
-def write_artifact(path: Path, compressors: tuple[Compressor, ...], params: PyTree, state: PyTree, about: dict[str, Any]) -> int:
+def write_artifact(
+    path: Path, compressors: tuple[Compressor, ...], params: PyTree, state: PyTree, about: dict[str, Any]
+) -> int:
     """Writes effective `params` and running statistics `state`; returns the bytes of the file.
 
     `about` (JSON) travels in the file's header: what builds the network, and preprocessing constants.

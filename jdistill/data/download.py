@@ -45,9 +45,7 @@ def download(addresses: Sequence[str], path: Path, checksum: str) -> None:
         for address in addresses:
             try:
                 _transfer(address, part, path)
-                return _publish(
-                    part, path, checksum, f"what {address} sent was removed: try again, or get it elsewhere"
-                )
+                return _publish(part, path, checksum, f"what {address} sent was removed: try again, or get it elsewhere")
             except UsageError as error:
                 errors.append(error)
     except OSError as error:

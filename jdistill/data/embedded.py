@@ -51,17 +51,13 @@ def digits(
       UsageError: a wrong value, or scikit-learn is not installed.
     """
     check_root(root)
-    selection = Selection(
-        published=10, validation=validation, split_seed=split_seed, limit=limit, classes_kept=classes_kept
-    )
+    selection = Selection(published=10, validation=validation, split_seed=split_seed, limit=limit, classes_kept=classes_kept)
     augmentation = image_augment(augment, crop_padding, cutout_size, (DIGITS_MEAN,), 16)
     table, checksums = _table("digits.csv.gz", (1797, 65))
     images = table[:, :64].astype(np.uint8).reshape(-1, 8, 8, 1)
     whole, held = hold_out_test(images, table[:, 64].astype(np.int32))
     train, val, test = selection(whole, held)
-    return Dataset(
-        "digits", train, val, test, selection.classes, (DIGITS_MEAN,), (DIGITS_STD,), 16.0, augmentation, checksums
-    )
+    return Dataset("digits", train, val, test, selection.classes, (DIGITS_MEAN,), (DIGITS_STD,), 16.0, augmentation, checksums)
 
 
 @register("data", "breast_cancer")
@@ -93,9 +89,7 @@ def breast_cancer(
       UsageError: a wrong value, or scikit-learn is not installed.
     """
     check_root(root)
-    selection = Selection(
-        published=2, validation=validation, split_seed=split_seed, limit=limit, classes_kept=classes_kept
-    )
+    selection = Selection(published=2, validation=validation, split_seed=split_seed, limit=limit, classes_kept=classes_kept)
     if features is not None and not 1 <= features <= 30:
         raise UsageError(f"features must be between 1 and 30, got {features}")
     table, checksums = _table("breast_cancer.csv", (569, 31), header=1)

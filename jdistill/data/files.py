@@ -65,9 +65,7 @@ def read(path: Path, sha256: str | None) -> tuple[File, str]:
     return File(path, data), found
 
 
-def read_idx(
-    files: list[File], rows: int, classes: int, shape: tuple[int, ...] = (28, 28)
-) -> tuple[np.ndarray, np.ndarray]:
+def read_idx(files: list[File], rows: int, classes: int, shape: tuple[int, ...] = (28, 28)) -> tuple[np.ndarray, np.ndarray]:
     """Images and labels of a pair of gzipped idx files (the MNIST layout).
 
     Args:

@@ -93,9 +93,7 @@ def _download(source: Published, name: str, path: Path, checksum: str) -> None:
     download([f"{address}/{name}" for address in source.addresses], path, checksum)
 
 
-def load(
-    source: Published, folder: Path, *, verify: bool
-) -> tuple[list[tuple[np.ndarray, np.ndarray]], dict[str, str]]:
+def load(source: Published, folder: Path, *, verify: bool) -> tuple[list[tuple[np.ndarray, np.ndarray]], dict[str, str]]:
     """Training and test (images, labels), and the checksums, of the files in a folder that has them all.
 
     Raises:

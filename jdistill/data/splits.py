@@ -77,9 +77,7 @@ class Selection:
         require_positive(limit=self.limit)
         kept, known = self.classes_kept, range(self.published)
         if kept is not None and (len(kept) < 2 or len(set(kept)) < len(kept) or not set(kept) <= set(known)):
-            raise UsageError(
-                f"classes_kept must be two or more different labels between 0 and {known[-1]}, got {list(kept)}"
-            )
+            raise UsageError(f"classes_kept must be two or more different labels between 0 and {known[-1]}, got {list(kept)}")
 
     @property
     def classes(self) -> int:

@@ -63,9 +63,7 @@ def synthetic(
     inputs = (means[label] + rng.standard_normal((examples, features))).astype(np.float32)
     whole, held = hold_out_test(inputs, label)
     train, val, test = selection(whole, held)
-    return Dataset(
-        "synthetic", train, val, test, selection.classes, (0.0,), (1.0,), 1.0, None, {"synthetic": "generated"}
-    )
+    return Dataset("synthetic", train, val, test, selection.classes, (0.0,), (1.0,), 1.0, None, {"synthetic": "generated"})
 
 
 def _simplex(corners: int) -> np.ndarray:

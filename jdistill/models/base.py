@@ -16,9 +16,7 @@ TEACHER_KEYS: dict[str, tuple[Any, Any]] = {
 """What a teacher's config holds besides the fields of its network: where its weights come from."""
 
 
-def model(
-    name: str, *, teacher: dict[str, Any] | None = None, student: dict[str, Any] | None = None
-) -> Callable[[M], M]:
+def model(name: str, *, teacher: dict[str, Any] | None = None, student: dict[str, Any] | None = None) -> Callable[[M], M]:
     """Registers a network class (or function) as `teacher=name` and as `student=name`.
 
     The target takes `outputs` (given by the program: number of classes) and fields that all have defaults, and

@@ -34,9 +34,7 @@ class Baseline:
         for row in rows:
             row["baseline"] = all(self.holds(k, row[k]) for k in self.conditions)
 
-    def partner(
-        self, row: dict[str, Any], rows: Sequence[dict[str, Any]], group_keys: Sequence[str]
-    ) -> dict[str, Any] | None:
+    def partner(self, row: dict[str, Any], rows: Sequence[dict[str, Any]], group_keys: Sequence[str]) -> dict[str, Any] | None:
         """The one baseline row with the same values of the other keys; None where there is none, or no single one.
 
         Keys a baseline row does not have need not agree, nor do keys of the baseline's own option (`loss.weight` for
@@ -53,9 +51,7 @@ class Baseline:
         return found[0] if len(found) == 1 else None
 
 
-def parse_baseline(
-    columns: Sequence[str], records: Sequence[dict[str, Any]], text: str | None, explicit_by: Any
-) -> Baseline:
+def parse_baseline(columns: Sequence[str], records: Sequence[dict[str, Any]], text: str | None, explicit_by: Any) -> Baseline:
     """Reads `loss=none` or `loss=none,compression=none`; `auto` is `loss=none` where it can be used.
 
     Raises:
@@ -77,8 +73,7 @@ def parse_baseline(
         values = {keys.show(record.get(column)) for record in records if not keys.missing(record.get(column))}
         if not any(_same(record.get(column), value) for record in records):
             raise UsageError(
-                f"baseline '{text}': no run has {key}={value}{did_you_mean(value, values)} "
-                f"(found: {', '.join(sorted(values))})"
+                f"baseline '{text}': no run has {key}={value}{did_you_mean(value, values)} (found: {', '.join(sorted(values))})"
             )
         conditions[column] = value
     return Baseline(conditions)

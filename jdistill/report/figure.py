@@ -61,8 +61,7 @@ def scatter_figure(
     """
     columns, groups = _groups(frame, by, (x, y))
     points = {
-        values: (stats.mean_std([r[x] for r in runs]), stats.mean_std([r[y] for r in runs]))
-        for values, runs in groups.items()
+        values: (stats.mean_std([r[x] for r in runs]), stats.mean_std([r[y] for r in runs])) for values, runs in groups.items()
     }
     scale = 100.0 if is_percent(y) else 1.0
 
@@ -101,8 +100,7 @@ def curves_figure(
     """
     columns, groups = _groups(frame, by, ())
     lines = {
-        values: [read_curves(r["path"]) for r in runs if not keys.missing(r.get("path"))]
-        for values, runs in groups.items()
+        values: [read_curves(r["path"]) for r in runs if not keys.missing(r.get("path"))] for values, runs in groups.items()
     }
     everything = [line for runs in lines.values() for run in runs for line in run]
     for name in (x, y):

@@ -38,9 +38,7 @@ def footer(
         lines.append(_test(rows, base, metric, protocol))
     lines += [_report(finished), *_teacher(finished, metric), *_machine(finished)]
     lines += [f"WARNING: {problem}." for problem in problems]
-    return [
-        line for line in [*lines, *_pooled(rows, finished, metric, len(records) - len(runs)), *_jobs(records)] if line
-    ]
+    return [line for line in [*lines, *_pooled(rows, finished, metric, len(records) - len(runs)), *_jobs(records)] if line]
 
 
 def _test(rows: Sequence[Record], base: Baseline, metric: str, protocol: Protocol) -> str:

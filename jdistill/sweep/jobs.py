@@ -18,7 +18,7 @@ PRIMARY = "accuracy"
 
 def plain(config: DictConfig) -> dict[str, Any]:
     """A composed config as plain containers, without Hydra's own node."""
-    keys = [key for key in config if key != "hydra"]
+    keys = [str(key) for key in config if key != "hydra"]
     out = OmegaConf.to_container(OmegaConf.masked_copy(config, keys), resolve=True, enum_to_str=True)
     assert isinstance(out, dict)
     return {str(key): value for key, value in out.items()}
@@ -54,7 +54,7 @@ def make_task(stop: Callable[[], bool]) -> Callable[[DictConfig], float | None]:
 
         hydra = HydraConfig.get()
         folder = Path(hydra.runtime.output_dir)
-        number = OmegaConf.select(hydra, "job.num", default=None)
+        number = OmegaConf.select(hydra, "job.num", default=None)  # type: ignore[arg-type]
         bar = Bar("" if number is None else f"job {number} ")
         overrides = [str(o) for o in hydra.overrides.task]
         try:

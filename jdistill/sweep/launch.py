@@ -68,11 +68,17 @@ def compose(launcher: Any, overrides: list[str], number: int) -> DictConfig:
     return config
 
 
+def overrides_of(config: DictConfig) -> list[str]:
+    """What a job's command line says, without Hydra's own keys."""
+    return list(filter_overrides([str(override) for override in config.hydra.overrides.task]))
+
+
 def check_all(composed: Sequence[DictConfig]) -> list[Any]:
     """The blueprints of all jobs; raises `UsageError` with one line for each different mistake."""
     from jdistill.blueprint import read
 
-    blueprints, mistakes = [], {}
+    blueprints: list[Any] = []
+    mistakes: dict[str, list[int]] = {}
     for config in composed:
         try:
             blueprints.append(read(plain(config)))
@@ -125,7 +131,7 @@ class JobBook:
             self.jobs[number] = {
                 "job": number,
                 "dir": str(config.hydra.sweep.subdir),
-                "overrides": filter_overrides(OmegaConf.to_container(config.hydra.overrides.task)),
+                "overrides": overrides_of(config),
                 "choices": choices(config.hydra),
                 "status": "pending",
                 "error": None,
@@ -150,8 +156,7 @@ def show_plan(composed: Sequence[DictConfig], blueprints: Sequence[Any]) -> None
     for i, members in enumerate(groups.values()):
         print(f"group {i}: {len(members)} jobs")
         for config in members:
-            overrides = filter_overrides(OmegaConf.to_container(config.hydra.overrides.task))
-            print(f"  {config.hydra.job.num:4d}  {config.hydra.sweep.subdir}  {' '.join(overrides)}")
+            print(f"  {config.hydra.job.num:4d}  {config.hydra.sweep.subdir}  {' '.join(overrides_of(config))}")
 
 
 def summarize(folder: Path) -> None:

@@ -86,6 +86,9 @@ def _log_probabilities(logits: np.ndarray) -> np.ndarray:
 
 def _calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> float:
     which = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = [abs(correct[which == b].mean() - confidence[which == b].mean()) * (which == b).mean()
-            for b in range(bins) if (which == b).any()]
+    gaps = [
+        abs(correct[which == b].mean() - confidence[which == b].mean()) * (which == b).mean()
+        for b in range(bins)
+        if (which == b).any()
+    ]
     return float(sum(gaps))

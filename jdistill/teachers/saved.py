@@ -16,7 +16,9 @@ def saved_teacher_node(node: dict[str, Any]) -> dict[str, Any]:
     path = Path(node["checkpoint"])
     saved, _ = read_manifest(path)
     if saved["name"] != node["name"]:
-        raise UsageError(f"teacher.checkpoint {path} holds a {saved['name']}, but teacher={node['name']}; use teacher={saved['name']}")
+        raise UsageError(
+            f"teacher.checkpoint {path} holds a {saved['name']}, but teacher={node['name']}; use teacher={saved['name']}"
+        )
     return saved
 
 

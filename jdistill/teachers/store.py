@@ -123,19 +123,22 @@ def _train(blueprint: Blueprint, folder: Path, stop: Stop, progress: Progress) -
     save(folder / "checkpoint", fitted.variables)
     leaves = jax.tree.leaves(fitted.variables[0])
     config = {group: blueprint.config[group] for group in ("teacher", "data", "task")}
-    write_json(folder / "manifest.json", {
-        "hash": configs.teacher_fingerprint(blueprint.config),
-        "config": config,
-        "outputs": blueprint.outputs,
-        "input_shape": list(dataset.train["inputs"].shape[1:]),
-        "metrics": {"train": fitted.train_metrics, "test": test},
-        "parameters": sum(leaf.size for leaf in leaves),
-        "bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(fitted.variables)),
-        "checksum": checksum(fitted.variables),
-        "time_s": time.perf_counter() - started,
-        "data": {"name": dataset.name, "checksums": dataset.checksums},
-        "environment": environment(),
-    })
+    write_json(
+        folder / "manifest.json",
+        {
+            "hash": configs.teacher_fingerprint(blueprint.config),
+            "config": config,
+            "outputs": blueprint.outputs,
+            "input_shape": list(dataset.train["inputs"].shape[1:]),
+            "metrics": {"train": fitted.train_metrics, "test": test},
+            "parameters": sum(leaf.size for leaf in leaves),
+            "bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(fitted.variables)),
+            "checksum": checksum(fitted.variables),
+            "time_s": time.perf_counter() - started,
+            "data": {"name": dataset.name, "checksums": dataset.checksums},
+            "environment": environment(),
+        },
+    )
 
 
 def checksum(tree: PyTree) -> str:
@@ -163,8 +166,12 @@ def _ready(folder: str, stamp: int, data_node: str, outputs: int, features: froz
     variables = _load(Path(folder), model, dataset, manifest)
     target, arrays = _target(model, variables, dataset, features)
     record = {
-        "name": node["name"], "hash": manifest["hash"], "folder": folder, "metrics": manifest["metrics"],
-        "parameters": manifest["parameters"], "bytes": manifest.get("bytes") or manifest["size"]["bytes"],
+        "name": node["name"],
+        "hash": manifest["hash"],
+        "folder": folder,
+        "metrics": manifest["metrics"],
+        "parameters": manifest["parameters"],
+        "bytes": manifest.get("bytes") or manifest["size"]["bytes"],
         "outputs": "cached" if isinstance(target, Lookup) else "live",
     }
     test = predict(model, dataset.preprocess, variables, dataset.test["inputs"])
@@ -202,7 +209,8 @@ def _target(model: Model, variables: Any, dataset: Dataset, features: frozenset[
     for start in range(0, len(inputs), EVAL_CHUNK):
         chunk = inputs[start : start + EVAL_CHUNK]
         padded = np.concatenate([chunk, np.repeat(chunk[:1], EVAL_CHUNK - len(chunk), axis=0)])
-        chunks.append(jax.tree.map(lambda a, n=len(chunk): np.asarray(a)[:n], forward(variables, padded)))
+        rows = len(chunk)
+        chunks.append(jax.tree.map(lambda a, rows=rows: np.asarray(a)[:rows], forward(variables, padded)))
     return Lookup(), jax.tree.map(lambda *parts: jnp.asarray(np.concatenate(parts)), *chunks)
 
 
@@ -214,7 +222,8 @@ def _precomputed(path: str, blueprint: Blueprint) -> Teacher:
     except (OSError, ValueError) as error:
         raise UsageError(f"teacher.path {path} is not a readable .npz file ({error})") from error
     if missing := {"ids", "logits"} - set(arrays):
-        raise UsageError(f"teacher.path {path} lacks {' and '.join(sorted(missing))}; it holds {', '.join(sorted(arrays)) or 'nothing'}")
+        held = ", ".join(sorted(arrays)) or "nothing"
+        raise UsageError(f"teacher.path {path} lacks {' and '.join(sorted(missing))}; it holds {held}")
     ids, logits = arrays["ids"], arrays["logits"]
     if ids.ndim != 1 or logits.shape != (len(ids), blueprint.outputs):
         raise UsageError(
@@ -234,6 +243,13 @@ def _precomputed(path: str, blueprint: Blueprint) -> Teacher:
     rows = np.asarray(logits[order][place], np.float32)
     if not np.isfinite(rows).all():
         raise UsageError(f"teacher.path {path}: logits of id {wanted[~np.isfinite(rows).all(1)][0]} are not finite numbers")
-    record = {"name": "logits", "hash": hashlib.sha256(rows.tobytes()).hexdigest()[:12], "folder": path,
-              "metrics": {"train": metrics(rows, blueprint.dataset.train["label"])}, "parameters": None, "bytes": None, "outputs": "given"}
+    record = {
+        "name": "logits",
+        "hash": hashlib.sha256(rows.tobytes()).hexdigest()[:12],
+        "folder": path,
+        "metrics": {"train": metrics(rows, blueprint.dataset.train["label"])},
+        "parameters": None,
+        "bytes": None,
+        "outputs": "given",
+    }
     return Teacher(Lookup(), Outputs(jnp.asarray(rows), {}), None, record)
