@@ -21,6 +21,7 @@ from jdistill.pytrees import as_leaves, structure_key
 from jdistill.records import Tracker
 from jdistill.registry import build
 from jdistill.tasks.classification import Classification, hits
+from jdistill.teachers.given import given_logits
 from jdistill.teachers.saved import saved_teacher_node
 from jdistill.teachers.targets import Live, Lookup, Target
 from jdistill.train import Parts, enter_stage, init_state
@@ -137,7 +138,7 @@ def read(config: dict[str, Any]) -> Blueprint:
         task=task,
         outputs=outputs,
         student=network("student", config["student"], outputs),
-        teacher=_teacher(config, loss, outputs),
+        teacher=_teacher(config, loss, outputs, dataset),
         loss=loss,
         weight=weight,
         scheme=configs.option("scheme", config),
@@ -157,7 +158,7 @@ def _nonnegative(key: str, value: Any) -> float:
     return float(value)
 
 
-def _teacher(config: dict[str, Any], loss: Loss, outputs: int) -> Model | None:
+def _teacher(config: dict[str, Any], loss: Loss, outputs: int, dataset: Dataset) -> Model | None:
     node = config["teacher"]
     if node["name"] == "none":
         configs.option("teacher", config)
@@ -171,7 +172,7 @@ def _teacher(config: dict[str, Any], loss: Loss, outputs: int) -> Model | None:
         return None
     optimizer("teacher.optim", node["optim"])
     if node["checkpoint"]:
-        node = saved_teacher_node(node)
+        node = saved_teacher_node(node, outputs, list(dataset.train["inputs"].shape[1:]))
     return network("teacher", node, outputs)
 
 
@@ -184,6 +185,8 @@ def check(blueprint: Blueprint) -> None:
         and not len(dataset.validation["label"])
     ):
         raise UsageError("report=best_val needs validation data, got data.validation=0; set data.validation=0.1 or report=last")
+    if blueprint.needs_teacher and blueprint.config["teacher"]["name"] == "logits":
+        given_logits(configs.option("teacher", blueprint.config), dataset, blueprint.outputs)
     _check_shapes(
         _ByIdentity(blueprint),
         json.dumps(configs.without(blueprint.config, ("seed", *configs.OPERATIONAL)), sort_keys=True),

@@ -27,7 +27,7 @@ def save(path: Path, tree: Any) -> None:
 
 
 def restore(path: Path, like: T) -> T:
-    """The tree saved at `path`, in the structure of `like` (abstract leaves do).
+    """The tree saved at `path`, in the structure of `like` (abstract leaves do); NumPy leaves of `like` stay NumPy's.
 
     Raises:
       RunError: the folder is damaged, or holds other shapes than `like`.
@@ -50,7 +50,9 @@ def restore(path: Path, like: T) -> T:
         raise RunError(
             f"checkpoint {path} holds {len(found)} arrays of other shapes than this config needs; delete that folder"
         )
-    return jax.tree.unflatten(treedef, [jnp.asarray(leaf) for leaf in leaves])
+    pairs = zip(leaves, expected, strict=True)  # JAX would make 32 bits of NumPy's 64
+    kept = [leaf if isinstance(wish, np.ndarray | np.generic) else jnp.asarray(leaf) for leaf, wish in pairs]
+    return jax.tree.unflatten(treedef, kept)
 
 
 class Checkpoints:
@@ -98,7 +100,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON atomically; NaN and infinity, which JSON lacks, become null."""
-    text = json.dumps(_finite(value), indent=1, allow_nan=False) + "\n"
+    text = json.dumps(finite(value), indent=1, allow_nan=False) + "\n"
     write_atomically(path, lambda temporary: temporary.write_text(text))
 
 
@@ -107,11 +109,12 @@ def first_line(error: BaseException) -> str:
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Nested dicts and lists with None for numbers that JSON lacks, and Python's numbers for NumPy's."""
     if isinstance(value, dict):
-        return {str(k): _finite(v) for k, v in value.items()}
+        return {str(k): finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
+        return [finite(v) for v in value]
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jdistill.errors import RunError, UsageError
+from jdistill.paths import cache_folder, conf_dir
 
 HELP = """\
 jdistill: which way of distilling and compressing this teacher into that student is best, and is the difference real?
@@ -35,15 +36,6 @@ Exit codes: 0 done, 1 a run failed, 2 the request is wrong, 130/143 interrupted 
 """
 
 SUBCOMMANDS = ("table", "plan", "status", "list")
-
-
-def conf_dir() -> Path:
-    """The folder `conf/`: inside the installed package, or beside it in a checkout."""
-    here = Path(__file__).resolve().parent
-    for folder in (here / "conf", here.parent / "conf"):
-        if (folder / "train.yaml").is_file():
-            return folder
-    raise RunError(f"the configuration folder is missing beside {here}; install jdistill again")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -130,9 +122,7 @@ def hydra(arguments: list[str]) -> int:
     OmegaConf.register_new_resolver("jdistill.fingerprint", resolve_fingerprint, replace=True)
     OmegaConf.register_new_resolver("jdistill.sweep", resolve_sweep, replace=True)
     cache = next((a.partition("=")[2] for a in arguments if a.startswith("cache=")), "")
-    from jdistill.config import cache_folder
-
-    use_compilation_cache(cache_folder({"cache": cache}) / "compiled")
+    use_compilation_cache(cache_folder(cache) / "compiled")
     _stop = StopSignal()
     inner = make_task(_stop)
 

@@ -4,7 +4,6 @@ import copy
 import dataclasses
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -122,11 +121,6 @@ def option(group: str, config: dict[str, Any], **given: Any) -> Any:
     if not isinstance(node, dict):
         raise UsageError(f"{group} must be one of its options, got {node!r}")
     return build(group, node, **given)
-
-
-def cache_folder(config: dict[str, Any]) -> Path:
-    """Where teachers, downloads and compiled programs are kept: `cache`, else $JDISTILL_CACHE, else ~/.cache/jdistill."""
-    return Path(config.get("cache") or os.environ.get("JDISTILL_CACHE") or "~/.cache/jdistill").expanduser().absolute()
 
 
 def digest(value: Any) -> str:

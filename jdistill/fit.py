@@ -201,6 +201,7 @@ class _Fit:
         self.state, self.totals, self.best = carry["state"], carry["totals"], Best(*carry["best"])
         self.cursor = Cursor(*(int(n) for n in np.asarray(carry["cursor"])))
         self.setup.metrics.truncate(self.cursor.log_bytes)
+        self.train_metrics = self.setup.metrics.last().get("train", {})
 
     def _carry_like(self, state: TrainState) -> dict[str, Any]:
         return {"state": state, "totals": self.totals, "best": tuple(self.best), "cursor": np.zeros(5, np.int64)}
@@ -230,8 +231,8 @@ class _Fit:
     def _epoch(self, stage: Stage) -> None:
         steps = steps_per_epoch(self.setup.method.stages[self.cursor.stage], self.examples)
         epochs = self.epochs[self.cursor.stage]
-        order = epoch_order(self.setup.keys.order, self.examples, jnp.int32(self.cursor.total_epochs))
-        lengths = (jnp.float32(steps), jnp.float32(epochs))
+        order = epoch_order(self.setup.keys.order, self.examples, np.int32(self.cursor.total_epochs))
+        lengths = (np.float32(steps), np.float32(epochs))
         while self.cursor.position < steps:
             count = self._block_length(steps)
             started = time.perf_counter()
@@ -267,8 +268,8 @@ class _Fit:
                 setup.frozen,
                 self.data,
                 order,
-                jnp.int32(start),
-                jnp.int32(whole),
+                np.int32(start),
+                np.int32(whole),
                 key,
                 stage,
                 lengths,
@@ -330,6 +331,7 @@ class _Fit:
             )
             if due and step != self.saved_step:
                 carry = {**self._carry_like(self.state), "cursor": np.asarray(self.cursor, np.int64)}
+                self.setup.metrics.sync()
                 self.setup.checkpoints.save(self.cursor.stage, step, carry)
                 self.saved_at, self.saved_step = time.monotonic(), step
         if stopping:

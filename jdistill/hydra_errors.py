@@ -21,15 +21,26 @@ def explain(error: Exception) -> UsageError:
         if (key and "is not in struct" in str(cause)) or (key and "not in '" in str(cause)):
             known = [str(k) for k in parent] if parent is not None and hasattr(parent, "keys") else []
             return _unknown_key(str(key), known)
+        if "is not a ListConfig" in str(cause) and key:
+            return UsageError(f"{key} must be a list such as [1,2], got {_given(text)}")
+        if "is not Optional" in str(cause) and key:
+            return UsageError(f"{key} must have a value, got null")
         if value := _VALUE.search(str(cause)):
-            kind = {"Float": "a number", "Integer": "an integer", "Boolean": "true or false"}.get(
-                value[2].strip("'\". "), value[2]
+            kind = {"Float": "a number", "Integer": "an integer", "bool": "true or false"}.get(
+                value[2].partition(" (")[0].strip("'\". "), value[2]
             )
             return UsageError(f"{key} must be {kind}, got '{value[1]}'")
+    if found := re.search(r"Ambiguous value for argument '([^']+)'", text):
+        return UsageError(f"{found[1]} gives several values to a single run; add -m to run them all, or write [..] for a list")
     if found := re.search(r"Could not override '([^']+)'", text):
         return _unknown_key(found[1], [])
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return UsageError("; ".join(lines[:3]))
+
+
+def _given(text: str) -> str:
+    found = re.search(r"Error merging override [^=\s]+=(.*)", text)
+    return f"'{found[1]}'" if found else "something else"
 
 
 def _chain(error: BaseException | None) -> list[BaseException]:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterable
 
 from jdistill.errors import UsageError, unknown
+from jdistill.paths import cache_folder, conf_dir
 
 GROUPS = {
     "losses": "loss",
@@ -47,18 +48,15 @@ def _options(group: str) -> Iterable[Row]:
 
 
 def _experiments() -> Iterable[Row]:
-    from jdistill.cli import conf_dir
-
     for path in sorted((conf_dir() / "experiment").glob("*.yaml")):
         comments = [line.lstrip("# ").rstrip() for line in path.read_text().splitlines() if line.startswith("# ")]
         yield path.stem, "; ".join(c for c in comments if not c.startswith("@"))[:160]
 
 
 def _teachers() -> Iterable[Row]:
-    from jdistill.config import cache_folder
     from jdistill.teachers.saved import list_teachers
 
-    for manifest in list_teachers(cache_folder({})):
+    for manifest in list_teachers(cache_folder()):
         accuracy = manifest["metrics"]["test"]["accuracy"]
         recipe = manifest["config"]["teacher"]["optim"]
         yield (

@@ -26,11 +26,12 @@ def from_linen(module: nn.Module) -> Model:
 
 @functools.lru_cache(maxsize=256)
 def _from_linen(module: nn.Module) -> Model:
-    def init(key, inputs):
-        def variables(key):
-            return module.init(key, jnp.zeros((1, *inputs.shape[1:]), inputs.dtype), train=False)
+    @functools.partial(jax.jit, static_argnums=(1, 2))  # one program instead of hundreds of tiny ones
+    def variables(key, shape, dtype):
+        return module.init(key, jnp.zeros((1, *shape), dtype), train=False)
 
-        out = dict(jax.jit(variables)(key))  # one program instead of hundreds of tiny ones
+    def init(key, inputs):
+        out = dict(variables(key, inputs.shape[1:], inputs.dtype))
         return out.pop("params", {}), out
 
     def apply(params, state, inputs, *, key=None, train=False):
@@ -59,14 +60,14 @@ def from_nnx(build: Callable[..., nnx.Module]) -> Model:
         train: nnx.split(nnx.view(blank, raise_if_not_found=False, **mode), nnx.Param, ...)[0] for train, mode in modes.items()
     }
 
+    @jax.jit
+    def states(key):
+        _, params, rest = nnx.split(build(rngs=nnx.Rngs(key)), nnx.Param, ...)  # type: ignore[misc]
+        return nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
+
     def init(key, inputs):
         del inputs
-
-        def states(key):
-            _, params, rest = nnx.split(build(rngs=nnx.Rngs(key)), nnx.Param, ...)  # type: ignore[misc]
-            return nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
-
-        return jax.jit(states)(key)
+        return states(key)
 
     def apply(params, state, inputs, *, key=None, train=False):
         module = nnx.merge(graphs[train], params, state)

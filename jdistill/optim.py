@@ -62,6 +62,8 @@ class Optimizer:
         require_positive(lr=self.lr, epochs=self.epochs, batch_size=self.batch_size, eps=self.eps, decay=self.decay)
         require_nonnegative(weight_decay=self.weight_decay, warmup_epochs=self.warmup_epochs)
         require_fraction(momentum=self.momentum, beta2=self.beta2)
+        if isinstance(self.milestones, tuple):
+            require_nonnegative(**{f"milestones[{i}]": epoch for i, epoch in enumerate(self.milestones)})
         require_one_of(SCHEDULES, schedule=self.schedule)
         require_one_of(KINDS, kind=self.kind)
 
@@ -91,9 +93,28 @@ class Optimizer:
         # Built anew inside each trace, so that momentum and the rest may be traced numbers.
         if self.kind == "sgd":
             return optax.chain(optax.add_decayed_weights(self.weight_decay), optax.trace(self.momentum, nesterov=self.nesterov))
-        adam = optax.scale_by_adam(b1=self.momentum, b2=self.beta2, eps=self.eps)
+        adam = scale_by_adam(self.momentum, self.beta2, self.eps)
         decay = optax.add_decayed_weights(self.weight_decay)
         return optax.chain(adam, decay) if self.kind == "adamw" else optax.chain(decay, adam)
+
+
+def scale_by_adam(b1: float | Array, b2: float | Array, eps: float | Array) -> optax.GradientTransformation:
+    """`optax.scale_by_adam`, same state and same result, with the bias corrections as two scalars.
+
+    optax divides every element by them, which the compiler may not turn into a multiplication: a tenth of the time of
+    a small network's step on a CPU. `m / c1 / (sqrt(v / c2) + eps)`, Kingma and Ba 2015, algorithm 1.
+    """
+
+    def update(grads: PyTree, state: optax.ScaleByAdamState, params: PyTree = None) -> tuple[PyTree, optax.ScaleByAdamState]:
+        del params
+        count = state.count + 1
+        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, grads)
+        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * (g * g), state.nu, grads)
+        first, root = 1 / (1 - b1**count), jax.lax.rsqrt(1 - b2**count)
+        updates = jax.tree.map(lambda m, v: first * m / (root * jnp.sqrt(v) + eps), mu, nu)
+        return updates, optax.ScaleByAdamState(count=count, mu=mu, nu=nu)
+
+    return optax.GradientTransformation(optax.scale_by_adam().init, update)
 
 
 register("optim", "adam", kind="adam")(Optimizer)

@@ -6,14 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jdistill.errors import UsageError
+from jdistill.checkpoint import finite
+from jdistill.errors import RunError, UsageError
 from jdistill.registry import register
 
 Listener = Callable[[dict[str, Any]], None]
 
 
 class MetricsFile:
-    """One JSON line an evaluation. It holds no clock times, so that a resumed run writes the same bytes."""
+    """One JSON line an evaluation, null for NaN and infinity. No clock times, so that a resumed run writes the same bytes."""
 
     def __init__(self, path: Path, listeners: tuple[Listener, ...] = ()):
         self.path, self.listeners = path, listeners
@@ -21,19 +22,30 @@ class MetricsFile:
     def append(self, row: dict[str, Any]) -> int:
         """Writes `row`, tells the trackers; returns the length of the file in bytes."""
         with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+            file.write(json.dumps(finite(row), allow_nan=False) + "\n")
             length = file.tell()
         for listener in self.listeners:
             listener(row)
         return length
 
+    def sync(self) -> None:
+        """Makes sure that what was written is on disk: a checkpoint is about to count on it."""
+        if self.path.exists():
+            with self.path.open("ab") as file:
+                os.fsync(file.fileno())
+
     def truncate(self, length: int) -> None:
         """Forgets what was written after `length` bytes: rows past the checkpoint a run continues from."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab") as file:
+            if file.tell() < length:
+                raise RunError(f"{self.path} is shorter than its checkpoint says; delete {self.path.parent} to begin anew")
             file.truncate(length)
+
+    def last(self) -> dict[str, Any]:
+        """The last row, or an empty one."""
+        lines = self.path.read_text().splitlines()
+        return json.loads(lines[-1]) if lines else {}
 
 
 class Tracker:

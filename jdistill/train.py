@@ -178,9 +178,9 @@ def add(totals: dict[str, Array], metrics: dict[str, Array]) -> dict[str, Array]
     return {name: totals[name] + metrics[name] for name in totals}
 
 
-def zero_totals(stage: Stage, observed: tuple[str, ...]) -> dict[str, Array]:
+def zero_totals(stage: Stage, observed: tuple[str, ...]) -> dict[str, Any]:
     """Empty sums for every metric of a stage."""
-    return {name: jnp.zeros((), jnp.float32) for name in ("loss", "examples", *observed, *(t.name for t in stage.terms))}
+    return {name: np.float32(0) for name in ("loss", "examples", *observed, *(t.name for t in stage.terms))}
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -285,7 +285,9 @@ def predict(
         missing = EVAL_CHUNK - len(chunk)
         padded = np.concatenate([chunk, np.repeat(chunk[:1], missing, axis=0)]) if missing else chunk
         chunks.append((call(*variables, padded), len(chunk)))
-    return np.concatenate([np.asarray(logits, np.float32)[:n] for logits, n in chunks]) if chunks else np.zeros((0, 1))
+    return (
+        np.concatenate([np.asarray(logits, np.float32)[:n] for logits, n in chunks]) if chunks else np.zeros((0, 1), np.float32)
+    )
 
 
 def has_convolution(params: PyTree) -> bool:

@@ -37,7 +37,7 @@ def write_artifact(
         if isinstance(value, Quantized):
             tensors[f"{name}#scale"] = value.scale
             value = value.values
-        dense = np.ascontiguousarray(value)
+        dense = np.asarray(value, order="C")
         kept = dense[dense != 0]
         if (dense.size + 7) // 8 + kept.nbytes < dense.nbytes:
             shapes[name] = list(dense.shape)
@@ -58,30 +58,37 @@ def read_artifact(path: Path) -> tuple[PyTree, PyTree, dict[str, Any]]:
     """
     from safetensors import safe_open
 
+    tree: dict[str, Any] = {"params": {}, "state": {}}
     try:
         with safe_open(path, "numpy") as file:
             about = json.loads(file.metadata()["jdistill"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        for name in tensors:
+            if "#" not in name:
+                *parents, last = name.split("/")
+                node = tree
+                for parent in parents:
+                    node = node.setdefault(parent, {})
+                node[last] = _dense(name, tensors, about["sparse"])
     except Exception as error:
         raise RunError(f"artifact {path} cannot be read ({first_line(error)})") from error
-    tree: dict[str, Any] = {"params": {}, "state": {}}
-    for name, value in tensors.items():
-        if "#" in name:
-            continue
-        if name in about["sparse"]:
-            shape = tuple(about["sparse"][name])
-            mask = np.unpackbits(tensors[f"{name}#mask"], count=int(np.prod(shape))).astype(bool)
-            dense = np.zeros(mask.shape, value.dtype)
-            dense[mask] = value
-            value = dense.reshape(shape)
-        if f"{name}#scale" in tensors:
-            value = value.astype(np.float32) * tensors[f"{name}#scale"]
-        *parents, last = name.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = value
     return tree["params"], tree["state"], about
+
+
+def _dense(name: str, tensors: dict[str, np.ndarray], sparse: dict[str, list[int]]) -> np.ndarray:
+    """The stored leaf `name`, in full and as floats."""
+    value = tensors[name]
+    if name in sparse:
+        shape = tuple(sparse[name])
+        mask = np.unpackbits(tensors[f"{name}#mask"], count=int(np.prod(shape))).astype(bool)
+        if mask.sum() != value.size:
+            raise ValueError(f"{name} holds {value.size} values, its mask {mask.sum()}")
+        dense = np.zeros(mask.shape, value.dtype)
+        dense[mask] = value
+        value = dense.reshape(shape)
+    if f"{name}#scale" in tensors:
+        value = value.astype(np.float32) * tensors[f"{name}#scale"]
+    return value
 
 
 def restore_structure(tree: PyTree, like: PyTree) -> PyTree:

@@ -9,6 +9,8 @@ from jdistill.pytrees import pytree, require_one_of, static
 from jdistill.registry import register
 from jdistill.types import PyTree
 
+TINY = 1e-30  # a channel of smaller weights becomes zeros: its scale would be no normal float32
+
 
 @register("compression", "int8")
 @pytree
@@ -42,5 +44,5 @@ class Int8Weights(Compressor):
     def _quantize(self, w: Array) -> tuple[Array, Array]:
         axes = tuple(range(w.ndim - 1)) if self.granularity == "channel" else None
         largest = jnp.max(jnp.abs(w), axis=axes, keepdims=True)
-        scale = jnp.where(largest > 0, largest, 1.0) / 127  # an all-zero channel keeps its zeros
+        scale = jnp.where(largest > TINY, largest, 1.0) / 127  # an all-zero channel keeps its zeros
         return jnp.clip(jnp.round(w / scale), -127, 127), scale

@@ -10,8 +10,9 @@ from typing import NamedTuple
 import numpy as np
 
 from jdistill.errors import UsageError
+from jdistill.paths import cache_folder
 
-DATA_VARIABLE, CACHE_VARIABLE = "JDISTILL_DATA", "JDISTILL_CACHE"
+DATA_VARIABLE = "JDISTILL_DATA"
 AGAIN = "delete it to have it downloaded again"
 
 
@@ -31,7 +32,7 @@ def check_root(root: str | None) -> None:
 def data_root(root: str | None) -> Path:
     """The folder that holds the data sets: `root`, else $JDISTILL_DATA, else `data` in the cache folder.
 
-    The cache folder is $JDISTILL_CACHE or `~/.cache/jdistill`; it need not exist.
+    The cache folder need not exist.
 
     Raises:
       UsageError: `root` or $JDISTILL_DATA is not a directory.
@@ -43,7 +44,7 @@ def data_root(root: str | None) -> Path:
         if not Path(given).expanduser().is_dir():
             raise UsageError(f"{DATA_VARIABLE}={given} is not a directory; create it, correct it or unset it")
         return Path(given).expanduser()
-    return Path(os.environ.get(CACHE_VARIABLE) or "~/.cache/jdistill").expanduser() / "data"
+    return cache_folder() / "data"
 
 
 def read(path: Path, sha256: str | None) -> tuple[File, str]:

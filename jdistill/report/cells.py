@@ -51,11 +51,6 @@ class Table:
         raw = {header: key for column in self.columns for header, key in column.raw.items()}
         return pd.DataFrame({header: [row.get(key) for row in self.rows] for header, key in raw.items()})
 
-    def __str__(self) -> str:
-        from jdistill.report.render import render
-
-        return render(self, "text")
-
 
 def is_percent(metric: str) -> bool:
     """Whether a metric is shown in percent: accuracies and agreements."""

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jdistill.report import stats
 from jdistill.report.baseline import Baseline
 from jdistill.report.cells import is_percent
 from jdistill.report.keys import SEED, missing
-
-if TYPE_CHECKING:
-    from jdistill.report.table import Protocol
 
 Record = dict[str, Any]
 _REPORT = {
@@ -28,7 +25,7 @@ def footer(
     rows: Sequence[Record],
     base: Baseline,
     metric: str,
-    protocol: Protocol,
+    protocol: stats.Protocol,
     problems: Sequence[str],
 ) -> list[str]:
     """The lines under a table. `records`: all jobs; `runs`: without repeats; `problems`: from the comparisons."""
@@ -41,7 +38,7 @@ def footer(
     return [line for line in [*lines, *_pooled(rows, finished, metric, len(records) - len(runs)), *_jobs(records)] if line]
 
 
-def _test(rows: Sequence[Record], base: Baseline, metric: str, protocol: Protocol) -> str:
+def _test(rows: Sequence[Record], base: Baseline, metric: str, protocol: stats.Protocol) -> str:
     count = sum(not missing(row.get("p")) for row in rows)
     unit = " in percentage points," if is_percent(metric) else ""
     return (

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from jdistill.errors import unknown
+from jdistill.errors import UsageError, unknown
 
 Floats = NDArray[np.float64]
 NAN = math.nan
@@ -237,3 +238,23 @@ def minimum_detectable_difference(n: int, std: float, alpha: float = 0.05, power
     while paired_power(upper, n, alpha) < power:
         upper *= 1.5
     return float(std * brentq(lambda effect: paired_power(effect, n, alpha) - power, 0.0, upper, xtol=1e-12))
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How differences are judged: the test, the correction, the levels of intervals and of power."""
+
+    test: str = "t"
+    correction: str = "holm"
+    level: float = 0.95
+    alpha: float = 0.05
+    power: float = 0.8
+
+    def __post_init__(self) -> None:
+        if self.test not in TESTS:
+            raise unknown("test", self.test, TESTS)
+        if self.correction not in CORRECTIONS:
+            raise unknown("correction", self.correction, CORRECTIONS)
+        for name in ("level", "alpha", "power"):
+            if not 0 < getattr(self, name) < 1:
+                raise UsageError(f"{name} must be between 0 and 1, got {getattr(self, name)}")

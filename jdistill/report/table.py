@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -31,26 +30,6 @@ _NUMBERS = {  # name of the column: (title, column of the frame, kind)
 }
 COLUMNS = ("n", "failed", "metric", "difference", "p", "detectable", *_NUMBERS)
 """The names `columns` takes, besides metrics and numeric columns of the frame."""
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """How differences are judged: the test, the correction, the levels of intervals and of power."""
-
-    test: str = "t"
-    correction: str = "holm"
-    level: float = 0.95
-    alpha: float = 0.05
-    power: float = 0.8
-
-    def __post_init__(self) -> None:
-        if self.test not in stats.TESTS:
-            raise unknown("test", self.test, stats.TESTS)
-        if self.correction not in stats.CORRECTIONS:
-            raise unknown("correction", self.correction, stats.CORRECTIONS)
-        for name in ("level", "alpha", "power"):
-            if not 0 < getattr(self, name) < 1:
-                raise UsageError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
 
 
 def make_table(
@@ -82,7 +61,7 @@ def make_table(
     Raises:
       UsageError: an unknown key, baseline, metric, column, test or correction; a frame without runs.
     """
-    protocol = Protocol(test, correction, level, alpha, power)
+    protocol = stats.Protocol(test, correction, level, alpha, power)
     records: list[dict[str, Any]] = [{str(k): v for k, v in r.items()} for r in frame.to_dict("records")]
     if not records:
         raise UsageError("there are no runs to make a table of")
@@ -197,7 +176,7 @@ def _reason(runs: Sequence[dict[str, Any]]) -> str:
 
 
 def _compare(
-    rows: list[dict[str, Any]], base: Baseline, group_keys: Sequence[str], metric: str, protocol: Protocol
+    rows: list[dict[str, Any]], base: Baseline, group_keys: Sequence[str], metric: str, protocol: stats.Protocol
 ) -> list[str]:
     """Adds the comparison with its baseline to every row; returns what went wrong, for the footer."""
     base.mark(rows)
@@ -242,7 +221,7 @@ def _columns(
     numbers: dict[str, str],
     asked: Sequence[str],
     base: Baseline,
-    protocol: Protocol,
+    protocol: stats.Protocol,
 ) -> list[Column]:
     known = {
         "n": Column("n", "n", "count", {"n": "n"}),
@@ -267,7 +246,7 @@ def _metric_column(metric: str, kind: str) -> Column:
     return Column(metric, title(metric), kind, raw, 100.0 if is_percent(metric) else 1.0)
 
 
-def _comparison_columns(main: str, base: Baseline, protocol: Protocol) -> dict[str, Column]:
+def _comparison_columns(main: str, base: Baseline, protocol: stats.Protocol) -> dict[str, Column]:
     scale = 100.0 if is_percent(main) else 1.0
     headers = ("difference", "difference.low", "difference.high", "pairs")
     names = {"holm": "Holm", "bonferroni": "Bonferroni", "bh": "BH", "none": "uncorrected"}

@@ -1,5 +1,6 @@
 """One Hydra job: from a composed config to `run`."""
 
+import contextlib
 import time
 import traceback
 from collections.abc import Callable
@@ -98,4 +99,6 @@ def _remove_if_empty(folder: Path) -> None:
     import shutil
 
     if not any((folder / name).exists() for name in ("result.json", "metrics.jsonl", "checkpoints")):
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder / ".hydra", ignore_errors=True)
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # only an empty one: it may be a folder of the user's

@@ -7,19 +7,32 @@ from typing import Any
 from jdistill.errors import RunError, UsageError
 
 
-def saved_teacher_node(node: dict[str, Any]) -> dict[str, Any]:
+def saved_teacher_node(node: dict[str, Any], outputs: int, shape: list[int]) -> dict[str, Any]:
     """The network node of the teacher saved at `node["checkpoint"]`, for a config that names one.
 
+    `outputs` and `shape` are those of the data: the number of logits, and the shape of an input.
+
     Raises:
-      UsageError: nothing usable is there, or it is another network than the config names.
+      UsageError: nothing usable is there, it is another network than the config names, or does not fit the data.
     """
     path = Path(node["checkpoint"])
-    saved, _ = read_manifest(path)
+    saved, manifest = read_manifest(path)
     if saved["name"] != node["name"]:
         raise UsageError(
             f"teacher.checkpoint {path} holds a {saved['name']}, but teacher={node['name']}; use teacher={saved['name']}"
         )
+    require_fit(path, manifest, outputs, shape)
     return saved
+
+
+def require_fit(path: Path, manifest: dict[str, Any], outputs: int, shape: list[int]) -> None:
+    """Raises `UsageError` where a teacher has other inputs or logits than the data needs."""
+    found = (manifest["outputs"], manifest["input_shape"])
+    if found != (outputs, shape):
+        raise UsageError(
+            f"teacher.checkpoint {path} takes inputs {found[1]} and gives {found[0]} logits;"
+            f" this data has {shape} and {outputs}"
+        )
 
 
 def read_manifest(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -30,11 +43,19 @@ def read_manifest(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if (path / "result.json").is_file() and (path / "artifact.safetensors").is_file():
         result = _read_json(path / "result.json")
         node = {**result["config"]["student"], "checkpoint": str(path), "seed": result["config"]["seed"], "optim": None}
-        return node, {**result, "hash": result["fingerprint"], "parameters": result["size"]["parameters"]}
+        known = {"hash": result["fingerprint"], "parameters": result["size"]["parameters"]}
+        return node, {**result, **known, **_about(path / "artifact.safetensors")}
     raise UsageError(
         f"teacher.checkpoint '{path}' is not a teacher's folder (manifest.json) nor a finished run's (result.json);"
         " `jdistill list teachers` shows those there are"
     )
+
+
+def _about(path: Path) -> dict[str, Any]:
+    from jdistill.compress.artifact import read_artifact
+
+    about = read_artifact(path)[2]
+    return {name: about[name] for name in ("outputs", "input_shape")}
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -21,11 +21,13 @@ from jdistill.checkpoint import restore, save, write_json
 from jdistill.compress.artifact import read_artifact, restore_structure
 from jdistill.data import Dataset
 from jdistill.environment import environment
-from jdistill.errors import RunError, UsageError
+from jdistill.errors import RunError
 from jdistill.fit import fit
 from jdistill.method import Method, Stage, Term
+from jdistill.paths import cache_folder
 from jdistill.tasks.classification import hits, metrics
-from jdistill.teachers.saved import read_manifest
+from jdistill.teachers.given import given_logits
+from jdistill.teachers.saved import read_manifest, require_fit
 from jdistill.teachers.targets import Live, Lookup, Target
 from jdistill.train import EVAL_CHUNK, Parts, predict
 from jdistill.training import Progress, Stop, initial_state, never, silent, training
@@ -51,7 +53,7 @@ class Teacher(NamedTuple):
 
 def teacher_folder(config: dict[str, Any]) -> Path:
     """Where the teacher of a config is kept."""
-    return configs.cache_folder(config) / "teachers" / f"{config['teacher']['name']}-{configs.teacher_fingerprint(config)}"
+    return cache_folder(config["cache"]) / "teachers" / f"{config['teacher']['name']}-{configs.teacher_fingerprint(config)}"
 
 
 def prepare(
@@ -67,7 +69,7 @@ def prepare(
     """
     config = blueprint.config
     if config["teacher"]["name"] == "logits":
-        return _precomputed(str(configs.option("teacher", config)), blueprint)
+        return _precomputed(configs.option("teacher", config), blueprint)
     given = config["teacher"]["checkpoint"]
     folder = Path(given) if given else teacher_folder(config)
     if not given and not (folder / "manifest.json").is_file():
@@ -157,11 +159,7 @@ def _ready(folder: str, stamp: int, data_node: str, outputs: int, features: froz
     dataset = load_dataset({"data": json.loads(data_node)})
     node, manifest = read_manifest(Path(folder))
     shape = list(dataset.train["inputs"].shape[1:])
-    found = (manifest.get("outputs", outputs), manifest.get("input_shape", shape))
-    if found != (outputs, shape):
-        raise UsageError(
-            f"the teacher in {folder} takes inputs {found[1]} and gives {found[0]} logits; this data has {shape} and {outputs}"
-        )
+    require_fit(Path(folder), manifest, outputs, shape)
     model = network("teacher", node, outputs)
     variables = _load(Path(folder), model, dataset, manifest)
     target, arrays = _target(model, variables, dataset, features)
@@ -214,39 +212,13 @@ def _target(model: Model, variables: Any, dataset: Dataset, features: frozenset[
     return Lookup(), jax.tree.map(lambda *parts: jnp.asarray(np.concatenate(parts)), *chunks)
 
 
-def _precomputed(path: str, blueprint: Blueprint) -> Teacher:
-    """A teacher that is a file of logits, its rows brought into the order of the training split."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError) as error:
-        raise UsageError(f"teacher.path {path} is not a readable .npz file ({error})") from error
-    if missing := {"ids", "logits"} - set(arrays):
-        held = ", ".join(sorted(arrays)) or "nothing"
-        raise UsageError(f"teacher.path {path} lacks {' and '.join(sorted(missing))}; it holds {held}")
-    ids, logits = arrays["ids"], arrays["logits"]
-    if ids.ndim != 1 or logits.shape != (len(ids), blueprint.outputs):
-        raise UsageError(
-            f"teacher.path {path}: expected ids [N] and logits [N, {blueprint.outputs}], found {ids.shape} and {logits.shape}"
-        )
-    order = np.argsort(ids, kind="stable")
-    if len(ids) > 1 and (np.diff(ids[order]) == 0).any():
-        raise UsageError(f"teacher.path {path}: id {ids[order][1:][np.diff(ids[order]) == 0][0]} occurs more than once")
-    wanted = blueprint.dataset.train["index"]
-    place = np.clip(np.searchsorted(ids[order], wanted), 0, max(len(ids) - 1, 0))
-    absent = wanted[ids[order][place] != wanted] if len(ids) else wanted
-    if len(absent):
-        raise UsageError(
-            f"teacher.path {path}: {len(absent)} of {len(wanted)} training examples have no logits, first id {absent[0]};"
-            " ids are row numbers of the publisher's training file"
-        )
-    rows = np.asarray(logits[order][place], np.float32)
-    if not np.isfinite(rows).all():
-        raise UsageError(f"teacher.path {path}: logits of id {wanted[~np.isfinite(rows).all(1)][0]} are not finite numbers")
+def _precomputed(path: Path, blueprint: Blueprint) -> Teacher:
+    """A teacher that is a file of logits."""
+    rows = given_logits(path, blueprint.dataset, blueprint.outputs)
     record = {
         "name": "logits",
         "hash": hashlib.sha256(rows.tobytes()).hexdigest()[:12],
-        "folder": path,
+        "folder": str(path),
         "metrics": {"train": metrics(rows, blueprint.dataset.train["label"])},
         "parameters": None,
         "bytes": None,

@@ -1,0 +1,111 @@
+"""A problem of a few hundred numbers, for tests of everything that trains."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jdistill.checkpoint import Checkpoints
+from jdistill.compress import Compressor
+from jdistill.data.augment import Augment
+from jdistill.fit import CheckpointPolicy, Setup, sample_of
+from jdistill.losses import KD, CrossEntropy
+from jdistill.method import Method, Offline, Scheme, Stage, Term
+from jdistill.models import MLP
+from jdistill.modules import from_linen
+from jdistill.optim import Optimizer
+from jdistill.records import MetricsFile
+from jdistill.tasks.classification import OBSERVED, hits, metrics
+from jdistill.teachers.targets import Live
+from jdistill.train import Keys, Parts, init_state, predict
+from jdistill.types import Model
+
+EXAMPLES, CLASSES = 44, 3
+AUGMENT = Augment(ops=("crop", "flip"), crop_padding=1)
+STUDENT = from_linen(MLP(outputs=CLASSES, widths=(6,)))
+DROPPING = from_linen(MLP(outputs=CLASSES, widths=(6,), dropout=0.3))
+TEACHER = from_linen(MLP(outputs=CLASSES, widths=(9, 6)))
+TASK = Term(name="cross_entropy", loss=CrossEntropy())
+
+
+def identity(inputs):
+    return inputs
+
+
+def data(examples: int = EXAMPLES, seed: int = 0, dtype: Any = np.float32) -> dict[str, np.ndarray]:
+    """Images [N, 4, 4, 1] whose mean rises with the label."""
+    random = np.random.default_rng(seed)
+    label = random.integers(0, CLASSES, examples).astype(np.int32)
+    inputs = random.normal(size=(examples, 4, 4, 1)) + 0.3 * label[:, None, None, None]
+    return {"inputs": inputs.astype(dtype), "label": label}
+
+
+def batch(size: int = 8, seed: int = 0, dtype: Any = np.float32) -> dict[str, np.ndarray]:
+    return {**data(size, seed, dtype), "index": np.arange(size, dtype=np.int32)}
+
+
+def kd(weight: Any = 0.7, temperature: Any = 3.0) -> Term:
+    return Term(name="kd", teacher="teacher", loss=KD(temperature=temperature), weight=weight)
+
+
+def optimizer(**changes: Any) -> Optimizer:
+    return Optimizer(**{"lr": 0.02, "epochs": 3, "batch_size": 8, **changes})
+
+
+def parts(student: Model = STUDENT, teacher: Model | None = TEACHER, augment: Any = None, observe: Any = hits) -> Parts:
+    targets = () if teacher is None else (("teacher", Live(teacher)),)
+    return Parts((("student", student),), targets, identity, augment, observe)
+
+
+def frozen(teacher: Model = TEACHER) -> dict[str, Any]:
+    return {"teacher": teacher.init(jax.random.key(99), data()["inputs"])}
+
+
+def method(*, scheme: Scheme | None = None, distil: Term | None = None, compressor: Compressor | None = None, **optim: Any):
+    """The stages of `scheme`, and one of recovery where the compressor has one."""
+    stages = (scheme or Offline()).stages(TASK, distil or kd(), optimizer(**optim))
+    if compressor is not None:
+        recover = Stage(name="recover1", terms=stages[-1].terms, optim=stages[-1].optim, compressors=(compressor,))
+        stages = (*stages, recover.with_epochs(compressor.recover_epochs))
+    return Method(stages=stages)
+
+
+def setup(folder: Any, own: Method | None = None, *, seed: int = 0, every_steps: int = 0, **changes: Any) -> Setup:
+    """A `Setup` in `folder` with dropout, augmentation, a live teacher and validation; a fresh initial state each time."""
+    made = changes.pop("parts", None) or parts(DROPPING, augment=AUGMENT)
+    train, held = changes.pop("data", None) or data(), data(30, seed=1)
+    keys = Keys.of(seed)
+
+    def evaluate(params, state):
+        return metrics(predict(made.learners[0][1], identity, (params, state), held["inputs"]), held["label"])
+
+    given = {
+        "parts": made, "method": own or method(), "data": train, "frozen": frozen(), "keys": keys, "strategy": "block",
+        "resident": True, "metrics": MetricsFile(folder / "metrics.jsonl"), "checkpoints": Checkpoints(folder / "checkpoints"),
+        "policy": CheckpointPolicy(every_steps=every_steps, every_seconds=0), "observed": OBSERVED,
+        "initial": init_state(made, keys.init, sample_of(train)), "evaluate": evaluate,
+    }  # fmt: skip
+    return Setup(**{**given, **changes})
+
+
+def as_float64(tree: Any) -> Any:
+    """Every floating leaf in float64 (under `jax.enable_x64`)."""
+
+    def widen(leaf):
+        floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+        return jnp.asarray(leaf, jnp.float64) if floating else jnp.asarray(leaf)
+
+    return jax.tree.map(widen, tree)
+
+
+def assert_same_bits(a: Any, b: Any) -> None:
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        x, y = np.asarray(x), np.asarray(y)
+        assert x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes()
+
+
+def assert_close(a: Any, b: Any, **tolerance: float) -> None:
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
