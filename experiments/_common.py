@@ -213,7 +213,7 @@ def difference_figure(frame: pd.DataFrame, path: Path, baseline: str = "plain", 
         axis.set_axisbelow(True)
     for axis in axes[-1]:
         axis.set_xlabel(f"test accuracy minus {baseline} (percentage points)")
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(f"{title}\ndots: seeds; diamond and bar: mean and 95 % interval", fontsize=9)
     save(figure, path)
 
 

@@ -10,7 +10,7 @@ needs no data beyond what scikit-learn embeds. On random data (Gaussian inputs, 
 its own data set. The real set of the same form is breast cancer with its 10 mean features.
 Expected (5 seeds, test accuracy): random data 50 % for teacher and every student, no difference; breast cancer about 93 %
 for all, no difference that 114 test examples could show.
-Time: 1 minute on a 2-core CPU.
+Time: 1 minute on a 2-core CPU shared with other work.
 """
 
 from pathlib import Path

@@ -10,9 +10,9 @@ needs MNIST in $JDISTILL_DATA (or a network). On random data (Gaussian inputs, l
 its own data set. Real data of the same form: breast cancer with its 10 mean features; there is no embedded real set of 100
 features, so the larger pair learns to tell 3 from 8 from 2,000 images of MNIST (784 features), which can resolve smaller
 differences than scikit-learn's digits (64 features, some 70 test images of two digits).
-Expected (5 seeds, test accuracy): random data 50 % for teachers and students, no difference; real data: no difference
-beyond the seeds' spread.
-Time: 2 minutes on a 2-core CPU.
+Expected (5 seeds, test accuracy): random data 50 % for teachers and students, within what 1,000 test examples allow; breast
+cancer 94 %, 3 or 8 98.2 %; no method differs from plain.
+Time: 3 minutes on a 2-core CPU shared with other work.
 """
 
 import pandas as pd

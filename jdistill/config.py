@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 from hydra.core.config_store import ConfigStore
 
-from jdistill.errors import UsageError
+from jdistill.errors import UsageError, unknown
 from jdistill.pytrees import require_one_of, require_positive
-from jdistill.registry import build, check_keys, register
+from jdistill.registry import build, check_keys, options, register
 
 GROUPS = ("data", "task", "teacher", "student", "loss", "scheme", "compression", "optim", "parallel", "tracker")
 
@@ -104,6 +104,11 @@ def check_root(config: dict[str, Any]) -> None:
     """Raises `UsageError` for unknown root keys and bad root values."""
     fields = {field.name: field for field in dataclasses.fields(TrainConfig)}
     check_keys("", config, fields)
+    for group in ("checkpoint", "evaluate", *GROUPS):
+        if not isinstance(node := config.get(group), dict):
+            raise UsageError(f"{group} must be one of its options, got {node!r}")
+        if group in GROUPS and node.get("name") not in options(group):
+            raise unknown(group, str(node.get("name")), options(group))
     for group, schema in (("checkpoint", CheckpointConfig), ("evaluate", EvaluateConfig)):
         check_keys(group, config[group], [field.name for field in dataclasses.fields(schema)])
     require_one_of(("last", "best_val", "best_test"), report=config["report"])

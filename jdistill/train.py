@@ -185,8 +185,12 @@ def zero_totals(stage: Stage, observed: tuple[str, ...]) -> dict[str, Any]:
 
 @functools.partial(jax.jit, static_argnums=1)
 def epoch_order(key: Array, examples: int, epoch: Array) -> Array:
-    """The order of the training rows in `epoch` (counted over the whole run): [examples] int32."""
-    return jax.random.permutation(jax.random.fold_in(key, epoch), examples)
+    """The order of the training rows in `epoch` (counted over the whole run): [examples] int32.
+
+    One sort by 32 random bits a row, where `jax.random.permutation` sorts twice or more: sorting is a tenth of an MNIST
+    epoch on a CPU. Rows with equal bits keep their order, which concerns 1 in 2^32 pairs.
+    """
+    return jnp.argsort(jax.random.bits(jax.random.fold_in(key, epoch), (examples,), jnp.uint32)).astype(jnp.int32)
 
 
 def init_state(parts: Parts, key: Array, sample: Batch) -> TrainState:

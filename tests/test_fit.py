@@ -14,6 +14,7 @@ from jdistill.errors import RunError, UsageError
 from jdistill.fit import CheckpointPolicy, Diverged, Interrupted, fit, steps_per_epoch
 from jdistill.losses import LogitMSE
 from jdistill.method import Residual, Stage, Term, TwoStage
+from jdistill.run import run
 from jdistill.teachers.targets import Difference, Live
 from tests import tiny
 from tests.tiny import assert_close, assert_same_bits, setup
@@ -84,7 +85,7 @@ class Kept(Checkpoints):
         self.steps.append(step)
 
 
-@pytest.mark.parametrize("calls", [1, 2, 5])
+@pytest.mark.parametrize("calls", [1, 2, 3])
 @every_scenario
 def test_stopping_and_going_on_is_one_run(changes, calls, tmp_path):
     """Stopped at every `calls`-th chance until it is through: in epochs, at their ends, at the ends of stages."""
@@ -125,7 +126,7 @@ def test_going_on_after_the_last_step_gives_the_same_result(tmp_path):
 
 def test_a_foreign_checkpoint_is_refused(tmp_path):
     fit(setup(tmp_path, tiny.method(epochs=1), policy=CheckpointPolicy(every_epochs=1)))
-    with pytest.raises(RunError, match="of other shapes|cannot be read"):
+    with pytest.raises(RunError, match=r"of other shapes|cannot be read"):
         fit(setup(tmp_path, tiny.method(epochs=1, kind="sgd"), policy=CheckpointPolicy(every_epochs=1)))
 
 
@@ -239,6 +240,13 @@ def test_the_initial_student_outlives_the_residual_scheme(tmp_path):
     assert_same_bits(initial, before)
     losses = [row["train"]["logit_mse"] for row in rows(tmp_path)]
     assert fitted.train_metrics["logit_mse"] == losses[-1] < losses[0] / 2
+
+
+def test_a_run_by_the_residual_scheme(tmp_path):
+    small = (("data.examples", 100), ("optim.epochs", 2), ("teacher.optim.epochs", 1), ("evaluate.latency", False))
+    given = tiny.config(*small, ("optim.batch_size", 8), scheme="residual", loss="logit_mse")
+    result = run(given, tmp_path / "run", choices={})
+    assert result["status"] == "finished" and result["steps"] == 18 and 0 <= result["metrics"]["test"]["accuracy"] <= 1
 
 
 @pytest.mark.parametrize("field", ["every_steps", "every_epochs", "every_seconds"])

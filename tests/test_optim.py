@@ -77,15 +77,6 @@ def test_sgd_is_torchs(momentum, nesterov, weight_decay):
 def test_adam_is_torchs(kind, weight_decay):
     optim = Optimizer(kind=kind, lr=0.02, momentum=0.8, beta2=0.95, eps=1e-3, weight_decay=weight_decay)
     expected = torch_adam(*drawn(), 0.02, (0.8, 0.95), 1e-3, weight_decay, kind == "adamw")
-    # The bias corrections of optax are float32 numbers where the decay is a constant of the program.
-    np.testing.assert_allclose(trajectory(optim), expected, rtol=1e-6, atol=1e-9)
-
-
-def test_adam_of_float64_numbers_is_torchs_to_the_last_digits():
-    with jax.enable_x64(True):
-        numbers = {"lr": 0.02, "momentum": 0.8, "beta2": 0.95, "eps": 1e-3, "weight_decay": 5e-2}
-        optim = Optimizer(**{name: jnp.float64(value) for name, value in numbers.items()})
-    expected = torch_adam(*drawn(), 0.02, (0.8, 0.95), 1e-3, 5e-2, False)
     np.testing.assert_allclose(trajectory(optim), expected, rtol=1e-12, atol=1e-14)
 
 
@@ -148,7 +139,8 @@ def test_the_step_uses_the_scheduled_rate():
 
 
 BAD = {
-    "lr": (0, -1.0, float("nan"), float("inf"), True), "epochs": (0, -3), "batch_size": (0, -1), "eps": (0,), "decay": (0, -0.1),
+    "lr": (0, -1.0, float("nan"), float("inf"), True), "epochs": (0, -3),
+    "batch_size": (0, -1), "eps": (0,), "decay": (0, -0.1),
     "weight_decay": (-1e-4, float("nan")), "warmup_epochs": (-1,), "momentum": (1.0, -0.1, 1.5), "beta2": (1.0, -0.1),
     "schedule": ("stpe", "linear"), "kind": ("adma",), "milestones": ((-1.0,), (10.0, float("nan"))),
 }  # fmt: skip

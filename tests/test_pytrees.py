@@ -72,7 +72,7 @@ def test_requirements(check, good, bad):
 
 def test_require_one_of_names_the_nearest():
     require_one_of(("layer", "global"), scope="layer")
-    with pytest.raises(UsageError, match="^scope must be one of layer, global, got 'globl'; did you mean 'global'"):
+    with pytest.raises(UsageError, match=r"^scope must be one of layer, global, got 'globl'; did you mean 'global'"):
         require_one_of(iter(("layer", "global")), scope="globl")
 
 

@@ -48,7 +48,11 @@ def test_the_option_has_the_signatures_keys_types_and_defaults():
     assert build("things", {"name": "sample"}) == Sample(size=3.0)
     config = node("sample")
     config.size, config.widths, config.note = 2, [5], "x"
-    for key, value, error in (("size", "hot", ValidationError), ("widths", ["a"], ValidationError), ("sise", 1, ConfigAttributeError)):
+    for key, value, error in (
+        ("size", "hot", ValidationError),
+        ("widths", ["a"], ValidationError),
+        ("sise", 1, ConfigAttributeError),
+    ):
         with pytest.raises(error):
             OmegaConf.update(config, key, value)
     assert build("things", OmegaConf.to_container(config)) == Sample(size=2.0, widths=(5,), note="x")

@@ -77,7 +77,12 @@ def numpy_adam(p, m, v, grads, t, lr):
 
 
 def by_name(params):
-    return {"w1": params["fc1"]["kernel"], "b1": params["fc1"]["bias"], "w2": params["fc"]["kernel"], "b2": params["fc"]["bias"]}
+    return {
+        "w1": params["fc1"]["kernel"],
+        "b1": params["fc1"]["bias"],
+        "w2": params["fc"]["kernel"],
+        "b2": params["fc"]["bias"],
+    }
 
 
 def test_steps_are_a_backward_pass_by_hand_and_adam(wide):
@@ -162,14 +167,21 @@ def test_numbers_never_recompile(tmp_path):
     parts, results = tiny.parts(observe=observe), []
 
     def run(seed=0, distil=None, **optim):
-        own = tiny.method(distil=distil, **{"schedule": "step", "milestones": (1.0, 2.0), **optim})
+        own = tiny.method(distil=distil, **{"weight_decay": 0.01, "schedule": "step", "milestones": (1.0, 2.0), **optim})
         results.append(fit(tiny.setup(tmp_path / f"{len(results)}", own, parts=parts, seed=seed)).state.params["student"])
 
     run()
     assert traces == [(8, tiny.CLASSES)]
     for distil in (tiny.kd(temperature=1.5), tiny.kd(weight=2), tiny.kd(weight=np.float64(0.25))):
         run(distil=distil)
-    for change in ({"lr": 0.5}, {"weight_decay": 0.1}, {"milestones": (1, 2.5)}, {"epochs": 2}, {"decay": 0.3}, {"momentum": 0.5}):
+    for change in (
+        {"lr": 0.5},
+        {"weight_decay": 0.1},
+        {"milestones": (1, 2.5)},
+        {"epochs": 2},
+        {"decay": 0.3},
+        {"momentum": 0.5},
+    ):
         run(**change)
     run(seed=1)
     assert len(traces) == 1
@@ -244,7 +256,9 @@ def test_a_learner_is_a_frozen_teacher_to_another():
     assert_same_bits(new.params["peer"], state.params["peer"])
     single, variables = tiny.parts(), (state.params["peer"], state.model_state["peer"])
     alone = dataclasses.replace(stage, terms=(as_leaves(tiny.kd()),), trains=("student",))
-    expected, _ = make_step(single)(begin(single, alone, {"teacher": variables}), {"teacher": variables}, tiny.batch(), KEY, alone, LENGTHS)
+    expected, _ = make_step(single)(
+        begin(single, alone, {"teacher": variables}), {"teacher": variables}, tiny.batch(), KEY, alone, LENGTHS
+    )
     assert_close(new.params["student"], expected.params["student"], rtol=1e-6)
 
 
@@ -272,11 +286,18 @@ def build_nnx(rngs):
 @pytest.mark.parametrize("nnx_student", [True, False])
 def test_linen_and_nnx_teach_each_other(nnx_student, tmp_path):
     student, teacher = (from_nnx(build_nnx), tiny.TEACHER) if nnx_student else (tiny.STUDENT, from_nnx(build_nnx))
-    own = tiny.method(epochs=8, distil=Term(name="hint", teacher="teacher", loss=Hint(student_layer="embedding", teacher_layer="embedding")))
+    own = tiny.method(
+        epochs=8, distil=Term(name="hint", teacher="teacher", loss=Hint(student_layer="embedding", teacher_layer="embedding"))
+    )
     frozen = tiny.frozen(teacher)
     before = jax.tree.map(np.array, frozen)
     setup = tiny.setup(tmp_path, own, parts=tiny.parts(student, teacher), frozen=frozen, checkpoints=None)
-    initial = predict(student, tiny.identity, jax.tree.map(jnp.copy, (setup.initial.params["student"], setup.initial.model_state["student"])), tiny.data()["inputs"])
+    initial = predict(
+        student,
+        tiny.identity,
+        jax.tree.map(jnp.copy, (setup.initial.params["student"], setup.initial.model_state["student"])),
+        tiny.data()["inputs"],
+    )
     fitted = fit(setup)
     assert_same_bits(frozen, before)
     logits = predict(student, tiny.identity, fitted.variables, tiny.data()["inputs"])
@@ -291,7 +312,11 @@ def test_linen_and_nnx_teach_each_other(nnx_student, tmp_path):
 def test_features_read():
     parts, frozen, sample = tiny.parts(), tiny.frozen(), sample_of(tiny.data())
     hint = Term(name="hint", teacher="teacher", loss=Hint(student_layer="hidden1", teacher_layer="hidden2"))
-    for terms, wanted in (((tiny.TASK, tiny.kd()), {"teacher": set()}), ((hint, tiny.kd()), {"teacher": {"hidden2"}}), ((tiny.TASK,), {})):
+    for terms, wanted in (
+        ((tiny.TASK, tiny.kd()), {"teacher": set()}),
+        ((hint, tiny.kd()), {"teacher": {"hidden2"}}),
+        ((tiny.TASK,), {}),
+    ):
         stage = as_leaves(one_stage(*terms))
         state = begin(parts, stage, frozen)
         outputs = abstract_outputs(parts, state, sample, frozen, stage)

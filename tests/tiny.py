@@ -1,13 +1,16 @@
 """A problem of a few hundred numbers, for tests of everything that trains."""
 
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+import jdistill.options  # noqa: F401 (registers every option)
 from jdistill.checkpoint import Checkpoints
 from jdistill.compress import Compressor
+from jdistill.config import TrainConfig
 from jdistill.data.augment import Augment
 from jdistill.fit import CheckpointPolicy, Setup, sample_of
 from jdistill.losses import KD, CrossEntropy
@@ -16,6 +19,7 @@ from jdistill.models import MLP
 from jdistill.modules import from_linen
 from jdistill.optim import Optimizer
 from jdistill.records import MetricsFile
+from jdistill.registry import options
 from jdistill.tasks.classification import OBSERVED, hits, metrics
 from jdistill.teachers.targets import Live
 from jdistill.train import Keys, Parts, init_state, predict
@@ -87,6 +91,32 @@ def setup(folder: Any, own: Method | None = None, *, seed: int = 0, every_steps:
         "initial": init_state(made, keys.init, sample_of(train)), "evaluate": evaluate,
     }  # fmt: skip
     return Setup(**{**given, **changes})
+
+
+CHOICES = {
+    "data": "synthetic", "task": "classification", "teacher": "mlp", "student": "mlp", "loss": "kd", "scheme": "offline",
+    "compression": "none", "optim": "adam", "parallel": "single", "tracker": "jsonl",
+}  # fmt: skip
+
+
+def node(group, name):
+    fields = options(group)[name].fields.items()
+    return {"name": name, **{key: list(v) if isinstance(v, tuple) else v for key, (_, v) in fields}}
+
+
+def config(*overrides, **choices):
+    """The default config with other options, then `a.b=value` pairs, as Hydra would compose it."""
+    out = {field.name: getattr(TrainConfig(), field.name) for field in dataclasses.fields(TrainConfig)}
+    out |= {group: dict(vars(out[group])) for group in ("checkpoint", "evaluate")}
+    out |= {group: node(group, name) for group, name in {**CHOICES, **choices}.items()}
+    out["teacher"]["optim"] = node("optim", "adam")
+    for key, value in overrides:
+        *parents, last = key.split(".")
+        target = out
+        for parent in parents:
+            target = target[parent]
+        target[last] = value
+    return out
 
 
 def as_float64(tree: Any) -> Any:

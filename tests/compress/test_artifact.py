@@ -67,7 +67,9 @@ def test_sizes(tmp_path):
     weights = sum(PARAMS[layer]["kernel"].size for layer in PARAMS)
     header = size["dense"] - 4 * weights
     assert 0 < header < 2500
-    assert abs(size["dense"] - size["pruned"] - (2 * weights - weights / 8)) < 1000  # half the floats gone, a bit each for which
+    assert (
+        abs(size["dense"] - size["pruned"] - (2 * weights - weights / 8)) < 1000
+    )  # half the floats gone, a bit each for which
     assert abs(size["dense"] - size["int8"] - 3 * weights) < 1000
     assert size["pruned int8"] < size["int8"] < size["pruned"] < size["dense"]
 

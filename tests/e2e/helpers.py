@@ -37,7 +37,9 @@ def call(*arguments: str) -> Done:
     from hydra.core.global_hydra import GlobalHydra
 
     from jdistill.cli import main
+    from jdistill.teachers import store
 
+    store._ready.cache_clear()  # a new process has no teacher in memory
     GlobalHydra.instance().clear()
     argv, handlers = sys.argv, {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
     out, err, code = io.StringIO(), io.StringIO(), None

@@ -44,7 +44,15 @@ def test_reading_commands_do_not_import_jax(command, tmp_path):
 
 def test_help_shows_how_to_override_and_the_commands():
     text = succeed("--help").out
-    for wanted in ("loss.temperature=", "jdistill table", "jdistill plan", "jdistill status", "jdistill list", "-m ", "force=true"):
+    for wanted in (
+        "loss.temperature=",
+        "jdistill table",
+        "jdistill plan",
+        "jdistill status",
+        "jdistill list",
+        "-m ",
+        "force=true",
+    ):
         assert wanted in text
     assert "{" not in text
     assert succeed("-h").out == succeed("help").out == text
@@ -144,7 +152,9 @@ def test_a_run_prints_its_accuracy_and_folder_and_fills_it():
 def test_a_finished_run_is_shown_and_not_repeated():
     first = succeed(*TINY)
     (folder,) = Path("runs").iterdir()
-    before = {name: ((folder / name).stat().st_mtime_ns, (folder / name).read_bytes()) for name in ("result.json", "metrics.jsonl")}
+    before = {
+        name: ((folder / name).stat().st_mtime_ns, (folder / name).read_bytes()) for name in ("result.json", "metrics.jsonl")
+    }
     second = succeed(*TINY)
     assert second.out == first.out
     for name, (when, content) in before.items():

@@ -69,7 +69,9 @@ def test_wrong_requests(arguments, pattern):
 
 
 def test_kd_without_a_teacher():
-    refused("teacher=none", "evaluate.latency=false", pattern="loss=kd needs a teacher, got teacher=none; choose one, or loss=none")
+    refused(
+        "teacher=none", "evaluate.latency=false", pattern="loss=kd needs a teacher, got teacher=none; choose one, or loss=none"
+    )
 
 
 @pytest.mark.parametrize(
@@ -151,7 +153,9 @@ def test_wrong_logits_stop_a_sweep_before_anything_trains():
 def test_a_diverging_run_says_so_and_exits_with_1():
     arguments = (*TINY, "loss=none", "optim=sgd", "optim.lr=1e30", "hydra.run.dir=run")
     for _ in range(2):  # a run that failed is tried again, and says the same
-        line = sole_error(call(*arguments), r"diverged: the training loss is (nan|inf) in epoch 1 of stage 'train' \(lower optim.lr", 1)
+        line = sole_error(
+            call(*arguments), r"diverged: the training loss is (nan|inf) in epoch 1 of stage 'train' \(lower optim.lr", 1
+        )
         found = result(Path("run"))
         assert found["status"] == "diverged" and found["error"] == line.removeprefix("jdistill: error: ")
         assert found["config"]["optim"]["lr"] == 1e30 and "metrics" not in found
@@ -181,7 +185,9 @@ def test_a_damaged_result_is_trained_again():
 def test_jobs_of_a_bad_sweep_do_not_replace_those_of_a_good_one():
     assert call("-m", *TINY, "loss=none", "seed=0", "hydra.sweep.dir=sweep").code == 0
     before = jobs(Path("sweep"))
-    sole_error(call("-m", *TINY, "loss=none", "seed=0,1", "optim.lr=-1", "hydra.sweep.dir=sweep"), "optim.lr must be positive", 2)
+    sole_error(
+        call("-m", *TINY, "loss=none", "seed=0,1", "optim.lr=-1", "hydra.sweep.dir=sweep"), "optim.lr must be positive", 2
+    )
     assert jobs(Path("sweep")) == before
 
 

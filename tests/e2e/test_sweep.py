@@ -151,7 +151,9 @@ def test_a_diverging_member_is_shown_and_the_others_finish():
 
 
 def test_fail_fast_stops_at_the_first_failure():
-    done = call("-m", *TINY, "loss=none", "optim=sgd", "optim.lr=1e30,1e-3", "seed=0,1", "fail_fast=true", "hydra.sweep.dir=sweep")
+    done = call(
+        "-m", *TINY, "loss=none", "optim=sgd", "optim.lr=1e30,1e-3", "seed=0,1", "fail_fast=true", "hydra.sweep.dir=sweep"
+    )
     assert done.code == 1
     assert [job["status"] for job in jobs(Path("sweep"))] == ["diverged", "pending", "pending", "pending"]
     assert len([path for path in Path("sweep").iterdir() if path.is_dir()]) == 1

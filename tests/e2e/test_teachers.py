@@ -146,7 +146,9 @@ def test_an_altered_teacher_is_found_out(tmp_path):
     other = Path(run(tmp_path / "other", *TINY, "teacher.seed=1")["teacher"]["folder"])
     shutil.rmtree(folder / "checkpoint")
     shutil.copytree(other / "checkpoint", folder / "checkpoint")  # whole, but another teacher's
-    line = sole_error(call(*TINY, f"teacher.checkpoint={folder}"), "differs from its manifest's checksum; delete that folder", 1)
+    line = sole_error(
+        call(*TINY, f"teacher.checkpoint={folder}"), "differs from its manifest's checksum; delete that folder", 1
+    )
     assert str(folder) in line
 
 
