@@ -180,7 +180,10 @@ def _load(folder: Path, model: Model, dataset: Dataset, manifest: dict[str, Any]
     inputs = jax.eval_shape(dataset.preprocess, jax.ShapeDtypeStruct((2, *dataset.train["inputs"].shape[1:]), np.float32))
     like = jax.eval_shape(lambda: model.init(jax.random.key(0), inputs))
     if not (folder / "manifest.json").is_file():
-        params, state, _ = read_artifact(folder / "artifact.safetensors")
+        path = folder / "artifact.safetensors"
+        if hashlib.sha256(path.read_bytes()).hexdigest() != manifest["size"]["sha256"]:
+            raise RunError(f"{path} differs from the checksum in the run's result.json; run it again with force=true")
+        params, state, _ = read_artifact(path)
         return restore_structure(params, like[0]), restore_structure(state, like[1])
     variables = restore(folder / "checkpoint", like)
     if checksum(variables) != manifest["checksum"]:
