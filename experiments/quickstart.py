@@ -1,0 +1,28 @@
+"""Digits: four losses, three compressions, three seeds; the table and the figure of the README.
+
+Source: none; this is the project's main job, `jdistill -m experiment=quickstart`, with its results written to results/.
+
+    python experiments/quickstart.py [--seeds 3] [--out results/quickstart]
+
+Expected: with 3 seeds no loss differs significantly from plain training; int8 keeps the accuracy at a third of the bytes.
+Time: 40 s on 2 cores from a cold cache.
+"""
+
+from _common import arguments, run_sweep, write_records, write_tables
+
+from jdistill.report import make_table, scatter_figure
+
+COLUMNS = ("n", "metric", "difference", "p", "detectable", "nonzero", "bytes", "latency_1")
+
+
+def main() -> None:
+    """Runs the sweep and writes table, figure and records."""
+    given = arguments("quickstart", __doc__, seeds=3).parse_args()
+    frame = run_sweep(given.sweeps, ["experiment=quickstart"], given.seeds)
+    write_tables(given.out, make_table(frame, columns=COLUMNS))
+    scatter_figure(frame, path=given.out / "accuracy_bytes.png")
+    write_records(given.out, frame)
+
+
+if __name__ == "__main__":
+    main()
