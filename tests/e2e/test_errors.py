@@ -20,7 +20,10 @@ WRONG = [
     (["data.root=/nowhere"], r"data.root '/nowhere' is not a directory"),
     (["data.limit=0"], r"data.limit must be positive, got 0"),
     (["data.validation=2"], r"data.validation must be at least 0 and below 1, got 2"),
-    (["data=mnist", "data.root=.", "data.limit=100", "data.download=false"], r"train-images-idx3-ubyte.gz is missing; put http"),
+    (
+        ["data=mnist", "data.root=.", "data.limit=100", "data.download=false"],
+        r"train-images-idx3-ubyte.gz is missing; put http",
+    ),
     (["student.widths=[0]"], r"student.widths must be positive integers, got \[0\]"),
     (["student.widths=[a]"], r"student.widths\[0\] must be an integer, got 'a'"),
     (["student.widths=16"], r"student.widths must be a list such as \[1,2\], got '16'"),
