@@ -33,13 +33,14 @@ def test_a_loss_without_teacher_builds_none():
 
 
 def test_compressors_that_recover_get_a_stage():
-    read = blueprint.read(config(("compression.recover", 3), ("optim.epochs", 9), compression="prune", scheme="two_stage"))
+    changes = (("compression.recover_epochs", 3), ("optim.epochs", 9))
+    read = blueprint.read(config(*changes, compression="prune", scheme="two_stage"))
     stages = read.method().stages
     assert [stage.name for stage in stages] == ["hint", "distil", "recover1"]
-    assert stages[2].compressors == (MagnitudePrune(recover=3),) and stages[2].terms == stages[1].terms
+    assert stages[2].compressors == (MagnitudePrune(recover_epochs=3),) and stages[2].terms == stages[1].terms
     assert [stage.optim.epochs for stage in stages] == [5, 9, 3]
     for recover, compression in ((0, "prune"), (None, "int8")):
-        changes = () if recover is None else (("compression.recover", 0),)
+        changes = () if recover is None else (("compression.recover_epochs", 0),)
         read = blueprint.read(config(*changes, compression=compression))
         assert len(read.method().stages) == 1 and isinstance(read.compressors[0], MagnitudePrune | Int8Weights)
 

@@ -22,8 +22,8 @@ from tests.tiny import assert_close, assert_same_bits, setup
 SCENARIOS = {
     "one stage": {"own": tiny.method()},
     "two stages": {"own": tiny.method(scheme=TwoStage(init_epochs=2), epochs=2)},
-    "pruned": {"own": tiny.method(compressor=MagnitudePrune(recover=2), epochs=2)},
-    "pruned twice best_val": {"own": tiny.method(compressor=MagnitudePrune(recover=3), epochs=2), "select": "accuracy"},
+    "pruned": {"own": tiny.method(compressor=MagnitudePrune(recover_epochs=2), epochs=2)},
+    "pruned twice best_val": {"own": tiny.method(compressor=MagnitudePrune(recover_epochs=3), epochs=2), "select": "accuracy"},
     "best_val": {"own": tiny.method(epochs=4, lr=0.1), "select": "accuracy"},
     "all rows": {"own": tiny.method(epochs=2, drop_last=False)},
     "streamed": {"own": tiny.method(epochs=2), "resident": False},
@@ -178,14 +178,14 @@ def test_a_batch_larger_than_the_data(tmp_path):
 
 
 def test_stages_follow_each_other(tmp_path):
-    fit(setup(tmp_path, tiny.method(scheme=TwoStage(init_epochs=2), compressor=MagnitudePrune(recover=1), epochs=2)))
+    fit(setup(tmp_path, tiny.method(scheme=TwoStage(init_epochs=2), compressor=MagnitudePrune(recover_epochs=1), epochs=2)))
     found = [(row["stage"], row["epoch"], row["step"]) for row in rows(tmp_path)]
     assert found == [("hint", 1, 5), ("hint", 2, 10), ("distil", 3, 15), ("distil", 4, 20), ("recover1", 5, 25)]
     assert set(rows(tmp_path)[0]["train"]) == {"loss", "accuracy", "kd"}
 
 
 def test_masked_weights_stay_zero_through_recovery(tmp_path):
-    own = tiny.method(compressor=MagnitudePrune(sparsity=0.5, recover=3), weight_decay=0.01)
+    own = tiny.method(compressor=MagnitudePrune(sparsity=0.5, recover_epochs=3), weight_decay=0.01)
     fitted = fit(setup(tmp_path, own))
     (mask,) = fitted.state.compressor_state
     for layer in ("fc1", "fc"):

@@ -24,10 +24,8 @@ class Quantized(NamedTuple):
 class Compressor:
     """One step of compression. Subclasses are frozen pytree dataclasses registered in group `compression`."""
 
-    @property
-    def recover_epochs(self) -> int:
-        """Epochs of training after this step, under its constraint; 0 for none."""
-        return 0
+    recover_epochs: int = 0
+    """Epochs of training after this step, under its constraint; 0 for none."""
 
     def init(self, params: PyTree) -> PyTree:
         """The step's state (masks, scales) for trained `params`; jit-able."""

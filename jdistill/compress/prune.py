@@ -19,24 +19,20 @@ class MagnitudePrune(Compressor):
     Attributes:
       sparsity: fraction of weights set to zero, in [0, 1); `round(sparsity * n)` are, ties by position.
       scope: `layer` prunes each weight leaf to `sparsity`, `global` all of them together by one threshold.
-      recover: epochs of further training with the mask held, by the same terms and optimizer.
+      recover_epochs: epochs of further training with the mask held, by the same terms and optimizer.
     """
 
     sparsity: float = 0.5
     scope: str = static(default="layer")
-    recover: int = static(default=5)
+    recover_epochs: int = static(default=5)
 
     def __post_init__(self) -> None:
         require_fraction(sparsity=self.sparsity)
         require_one_of(("layer", "global"), scope=self.scope)
-        require_nonnegative(recover=self.recover)
+        require_nonnegative(recover_epochs=self.recover_epochs)
 
     def steps(self) -> tuple[Compressor, ...]:
         return (self,)
-
-    @property
-    def recover_epochs(self) -> int:
-        return self.recover
 
     def init(self, params: PyTree) -> PyTree:
         """Masks: 1.0 where a weight stays, 0.0 where it goes, ones for leaves that are never pruned."""

@@ -84,9 +84,9 @@ def test_effective_parameters_and_gradients_are_masked():
 
 
 def test_options():
-    assert build("compression", {"name": "prune"}).steps() == (MagnitudePrune(sparsity=0.5, scope="layer", recover=5),)
-    assert MagnitudePrune(recover=0).recover_epochs == 0 and MagnitudePrune().recover_epochs == 5
+    assert build("compression", {"name": "prune"}).steps() == (MagnitudePrune(sparsity=0.5, scope="layer", recover_epochs=5),)
+    assert MagnitudePrune(recover_epochs=0).recover_epochs == 0 and MagnitudePrune().recover_epochs == 5
     assert build("compression", {"name": "none"}).steps() == () and apply_all((), PARAMS, ()) is PARAMS
-    for key, value in (("sparsity", 1.0), ("sparsity", -0.1), ("scope", "globl"), ("recover", -1)):
+    for key, value in (("sparsity", 1.0), ("sparsity", -0.1), ("scope", "globl"), ("recover_epochs", -1)):
         with pytest.raises(UsageError, match=rf"^compression\.{key} must be"):
             build("compression", {"name": "prune", key: value})
