@@ -159,7 +159,7 @@ class _Fit:
         self.sample = sample_of(setup.data)
         self.cursor = Cursor()
         self.seconds, self.trained = 0.0, 0
-        self.rate = 0.0
+        self.rate, self.compiled = 0.0, False
         self.train_metrics: dict[str, float] = {}
         self.data = setup.data
         if setup.resident:
@@ -213,7 +213,7 @@ class _Fit:
     def _enter(self, index: int) -> None:
         self.state = self._entered(index, self.state)
         self.cursor = self.cursor._replace(stage=index, epoch=0, position=0)
-        self.rate = 0.0
+        self.rate, self.compiled = 0.0, False
         self._reset(index)
 
     def _reset(self, index: int, state: TrainState | None = None) -> None:
@@ -239,10 +239,11 @@ class _Fit:
             self._advance(stage, order, self.cursor.position, count, lengths)
             jax.block_until_ready(self.totals)
             spent = time.perf_counter() - started
-            if self.rate:  # the first call of a stage compiles: not a rate
+            if self.compiled:  # the first call of a stage compiles: not a rate
                 self.seconds += spent
                 self.trained += count * stage.optim.batch_size
-            self.rate = count / max(spent, 1e-9)
+                self.rate = count / max(spent, 1e-9)
+            self.compiled = True
             self.cursor = self.cursor._replace(position=self.cursor.position + count)
             self.setup.progress(stage.name, self.cursor.epoch * steps + self.cursor.position, epochs * steps, self.rate)
             if self.cursor.position < steps:
@@ -255,7 +256,7 @@ class _Fit:
         every = self.setup.policy.every_steps
         if self.setup.checkpoints and every:
             left = min(left, every - int(self.state.step) % every)
-        return min(left, max(1, int(self.rate * BLOCK_SECONDS)) if self.rate else min(left, 64))
+        return min(left, max(1, int(self.rate * BLOCK_SECONDS)))  # one step while the rate is not known
 
     def _advance(self, stage: Stage, order: Any, start: int, count: int, lengths: Any) -> None:
         setup, key = self.setup, self.setup.keys.step

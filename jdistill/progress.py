@@ -10,7 +10,7 @@ LINE_SECONDS = 10.0
 
 
 class Bar:
-    """Callable `(stage, done, total, rate)`; `rate` in steps per second."""
+    """Callable `(stage, done, total, rate)`; `rate` in steps per second, 0 while it is not known."""
 
     def __init__(self, label: str = "", stream: Any = None):
         self.label, self.stream = label, stream or sys.stderr
@@ -23,7 +23,7 @@ class Bar:
     def __call__(self, stage: str, done: int, total: int, rate: float) -> None:
         if self.terminal:
             self._draw(stage, done, total, rate)
-        elif time.monotonic() - self._shown > LINE_SECONDS:
+        elif rate and time.monotonic() - self._shown > LINE_SECONDS:
             self._shown = time.monotonic()
             left = (total - done) / max(rate, 1e-9)
             print(
@@ -46,7 +46,7 @@ class Bar:
             if self._task is not None:
                 self._progress.remove_task(self._task)
             self._task = self._progress.add_task(f"{self.label}{stage}", total=total, rate="")
-        self._progress.update(self._task, completed=done, rate=f"{rate:.0f} steps/s")
+        self._progress.update(self._task, completed=done, rate=f"{rate:.0f} steps/s" if rate else "compiling")
 
     def close(self) -> None:
         """Takes the bar off the terminal."""

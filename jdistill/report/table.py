@@ -67,9 +67,14 @@ def make_table(
         raise UsageError("there are no runs to make a table of")
     names = list(map(str, frame.columns))
     main = _metric(names, records, metric)
-    asked = [] if columns is None else list(columns)
-    more = [*metrics, *(c for c in asked if f"metrics.{c}" in names and c != main)]
-    shown = [_metric(names, records, m if "." in m else f"{metric.rpartition('.')[0]}.{m}") for m in more]
+    split = metric.rpartition(".")[0]
+
+    def full(name: str) -> str:  # a metric without a split is of the split of `metric`
+        return f"{split}.{name}" if f"metrics.{split}.{name}" in names else name
+
+    asked = [full(c) for c in columns or ()]
+    more = [*(full(m) for m in metrics), *(c for c in asked if f"metrics.{c}" in names and c != main)]
+    shown = list(dict.fromkeys(_metric(names, records, m if "." in m else f"{split}.{m}") for m in more))
     base = parse_baseline(names, records, baseline, explicit_by=by)
     group_keys = _group_keys(names, records, by, base)
     numbers = {name: column for name, (_, column, _) in _NUMBERS.items()}

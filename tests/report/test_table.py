@@ -385,3 +385,10 @@ def test_list_values_are_keys(tmp_path):
     ]
     text = render(make_table(sweep(tmp_path / "s", records)))
     assert "| [64, 64] " in text and "| [8] " in text and "student.widths" in text
+
+
+def test_a_metric_may_leave_out_its_split(frame):
+    short = make_table(frame, columns=["n", "metric", "teacher_agreement"])
+    long = make_table(frame, columns=["n", "metric", "test.teacher_agreement"])
+    assert render(short) == render(long) == render(make_table(frame, columns=["n", "metric"], metrics=["teacher_agreement"]))
+    assert any("agreement" in column.title for column in short.columns)
