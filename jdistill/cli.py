@@ -88,6 +88,8 @@ def dispatch(arguments: list[str]) -> int:
         from jdistill.listing import list_command
 
         return list_command(arguments[1:])
+    if bad := next((a for a in arguments if a.startswith("=")), None):
+        raise UsageError(f"'{bad}' names no key; write KEY=VALUE")
     if first and not first.startswith("-") and "=" not in first and not first.startswith("~"):
         from jdistill.errors import did_you_mean
 

@@ -147,8 +147,23 @@ def without(config: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
 
 
 def fingerprint(config: dict[str, Any]) -> str:
-    """The identity of a run: a hash of its config without the keys that cannot change its result."""
-    return digest({"format": FORMAT, **without(config, OPERATIONAL)})
+    """The identity of a run: a hash of its config without the keys that cannot change its result.
+
+    A teacher that is a file or folder counts by its content, wherever it lies.
+    """
+    own = without(config, OPERATIONAL)
+    teacher = own.get("teacher")
+    if isinstance(teacher, dict):
+        own["teacher"] = teacher | {key: _content(teacher[key]) for key in ("path", "checkpoint") if teacher.get(key)}
+    return digest({"format": FORMAT, **own})
+
+
+def _content(given: str) -> str:
+    """SHA-256 of a file, or of the record (with its checksums) of a teacher's or run's folder; its name where absent."""
+    for path in (Path(given), Path(given) / "manifest.json", Path(given) / "result.json"):
+        if path.is_file():
+            return hashlib.sha256(path.read_bytes()).hexdigest()
+    return given
 
 
 def teacher_fingerprint(config: dict[str, Any]) -> str:

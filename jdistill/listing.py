@@ -28,8 +28,12 @@ def list_command(arguments: list[str]) -> int:
         "experiments": _experiments,
         "teachers": _teachers,
     }
-    if len(arguments) != 1 or arguments[0] in ("-h", "--help"):
-        raise UsageError(f"usage: jdistill list WHAT, with WHAT one of {', '.join(kinds)}")
+    usage = f"usage: jdistill list WHAT, with WHAT one of {', '.join(kinds)}"
+    if arguments and arguments[0] in ("-h", "--help"):
+        print(usage)
+        return 0
+    if len(arguments) != 1:
+        raise UsageError(usage)
     if arguments[0] not in kinds:
         raise unknown("list", arguments[0], kinds)
     rows = list(kinds[arguments[0]]())

@@ -83,6 +83,8 @@ class Offline(Scheme):
 
     def stages(self, task: Term, distil: Term | None, optim: Optimizer) -> tuple[Stage, ...]:
         terms = tuple(t for t in (task, distil) if t is not None)
+        if distil is None and not task.weight:
+            raise UsageError("task.weight=0 with loss=none leaves nothing to learn; choose a loss, or task.weight=1")
         return (Stage(name="distil" if distil else "train", terms=terms, optim=optim),)
 
 

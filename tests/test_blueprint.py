@@ -7,7 +7,7 @@ import pytest
 
 from jdistill import blueprint
 from jdistill.compress import Int8Weights, MagnitudePrune
-from jdistill.config import GROUPS
+from jdistill.config import GROUPS, fingerprint
 from jdistill.errors import UsageError
 from jdistill.losses import KD, CrossEntropy
 from tests.tiny import config
@@ -43,6 +43,27 @@ def test_compressors_that_recover_get_a_stage():
         changes = () if recover is None else (("compression.recover_epochs", 0),)
         read = blueprint.read(config(*changes, compression=compression))
         assert len(read.method().stages) == 1 and isinstance(read.compressors[0], MagnitudePrune | Int8Weights)
+
+
+def test_nothing_to_learn_is_refused():
+    with pytest.raises(UsageError, match="task.weight=0 with loss=none leaves nothing to learn"):
+        blueprint.read(config(("task.weight", 0.0), loss="none"))
+
+
+def test_a_given_teacher_counts_by_its_content(tmp_path):
+    paths = [tmp_path / name for name in ("a.npz", "b.npz")]
+    configs = [config(("teacher.path", str(path)), loss="kd", teacher="logits") for path in paths]
+    for path in paths:
+        path.write_bytes(b"one")
+    first = fingerprint(configs[0])
+    assert fingerprint(configs[1]) == first
+    paths[0].write_bytes(b"two")
+    assert fingerprint(configs[0]) != first == fingerprint(configs[1])
+    for name, text in (("x", "{}"), ("y", "{}"), ("z", "[]")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text(text)
+    x, y, z = (fingerprint(config(("teacher.checkpoint", str(tmp_path / name)))) for name in "xyz")
+    assert x == y != z and fingerprint(config()) not in (x, z)
 
 
 NOT_OPTIONS = [(group, value) for group in (*GROUPS, "checkpoint", "evaluate") for value in (None, "text", [1])]

@@ -49,7 +49,7 @@ def launch(launcher: Any, job_overrides: Sequence[Sequence[str]], first: int) ->
     folder = Path(launcher.config.hydra.sweep.dir)
     folder.mkdir(parents=True, exist_ok=True)
     book = JobBook(folder / "jobs.jsonl", composed, first)
-    print(f"{len(composed)} jobs in {folder}", file=sys.stderr)
+    print(f"{_many(len(composed), 'job')} in {folder}", file=sys.stderr)
     returns = []
     for config in composed:
         returns.append(_run_one(launcher, config, book, total=first + len(composed)))
@@ -90,6 +90,10 @@ def check_all(composed: Sequence[DictConfig]) -> list[Any]:
     return blueprints
 
 
+def _many(count: int, thing: str) -> str:
+    return f"{count} {thing}{'' if count == 1 else 's'}"
+
+
 def _jobs(numbers: list[int]) -> str:
     shown = ", ".join(str(n) for n in numbers[:5]) + (", ..." if len(numbers) > 5 else "")
     return f"job{'s' if len(numbers) > 1 else ''} {shown}"
@@ -114,7 +118,8 @@ def _run_one(launcher: Any, config: DictConfig, book: "JobBook", total: int) -> 
         raise error
     status = "diverged" if isinstance(error, Diverged) else "failed"
     book.update(number, status=status, ended=now(), error=first_line(error))
-    print(f"{label}: {status}: {first_line(error)}", file=sys.stderr)
+    text = first_line(error)
+    print(f"{label}: {text if text.startswith(status) else f'{status}: {text}'}", file=sys.stderr)
     return returned
 
 
@@ -152,9 +157,9 @@ def show_plan(composed: Sequence[DictConfig], blueprints: Sequence[Any]) -> None
     groups: dict[Any, list[DictConfig]] = {}
     for config, blueprint in zip(composed, blueprints, strict=True):
         groups.setdefault(blueprint.group(), []).append(config)
-    print(f"{len(composed)} jobs in {len(groups)} groups; sweep folder {composed[0].hydra.sweep.dir}")
+    print(f"{_many(len(composed), 'job')} in {_many(len(groups), 'group')}; sweep folder {composed[0].hydra.sweep.dir}")
     for i, members in enumerate(groups.values()):
-        print(f"group {i}: {len(members)} jobs")
+        print(f"group {i}: {_many(len(members), 'job')}")
         for config in members:
             print(f"  {config.hydra.job.num:4d}  {config.hydra.sweep.subdir}  {' '.join(overrides_of(config))}")
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from jdistill.errors import RunError, UsageError
+from jdistill.registry import options
 
 
 def saved_teacher_node(node: dict[str, Any], outputs: int, shape: list[int]) -> dict[str, Any]:
@@ -21,8 +22,19 @@ def saved_teacher_node(node: dict[str, Any], outputs: int, shape: list[int]) -> 
         raise UsageError(
             f"teacher.checkpoint {path} holds a {saved['name']}, but teacher={node['name']}; use teacher={saved['name']}"
         )
+    for key, value in node.items():
+        default = options("teacher")[node["name"]].fields.get(key, (None, value))[1]
+        asked = value not in (saved.get(key), _listed(default))
+        if asked and key not in ("name", "checkpoint", "seed", "optim"):
+            raise UsageError(
+                f"teacher.{key} is {value}, but teacher.checkpoint {path} has {saved.get(key)}; leave teacher.{key} out"
+            )
     require_fit(path, manifest, outputs, shape)
     return saved
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def require_fit(path: Path, manifest: dict[str, Any], outputs: int, shape: list[int]) -> None:

@@ -120,7 +120,9 @@ def test_a_given_teacher_is_the_one_that_was_trained(tmp_path):
 
 def test_a_finished_run_is_a_teacher(tmp_path):
     run(tmp_path / "big", *TINY, "loss=none", "student.widths=[24]", "evaluate.predictions=true")
-    second = run(tmp_path / "small", *TINY, "teacher.checkpoint=big", "evaluate.predictions=true", "optim.epochs=20")
+    asked = tuple(item for item in TINY if not item.startswith("teacher.widths"))
+    sole_error(call(*TINY, "teacher.checkpoint=big"), r"teacher.widths is \[\d+\], but .*big has \[24\]; leave", 2)
+    second = run(tmp_path / "small", *asked, "teacher.checkpoint=big", "evaluate.predictions=true", "optim.epochs=20")
     assert not (tmp_path / "cache" / "teachers").exists()
     with np.load("big/predictions.npz") as big, np.load("small/predictions.npz") as small:
         np.testing.assert_allclose(small["teacher_logits"], big["logits"], atol=1e-6)
