@@ -5,14 +5,14 @@ Source: none; this is the project's main job, `jdistill -m experiment=quickstart
     python experiments/quickstart.py [--seeds 3] [--out results/quickstart]
 
 Expected: with 3 seeds no loss differs significantly from plain training; int8 keeps the accuracy at a third of the bytes.
-Time: 40 s on 2 cores from a cold cache.
+Time: 37 s on 2 cores from a cold cache.
 """
 
 from _common import arguments, run_sweep, write_records, write_tables
 
 from jdistill.report import make_table, scatter_figure
 
-COLUMNS = ("n", "metric", "difference", "p", "detectable", "nonzero", "bytes", "latency_1")
+COLUMNS = ("n", "metric", "difference", "p", "detectable", "nonzero", "bytes")
 
 
 def main() -> None:

@@ -46,7 +46,7 @@ def test_compressors_that_recover_get_a_stage():
 
 
 def test_nothing_to_learn_is_refused():
-    with pytest.raises(UsageError, match="task.weight=0 with loss=none leaves nothing to learn"):
+    with pytest.raises(UsageError, match=r"task\.weight=0 with loss=none leaves nothing to learn"):
         blueprint.read(config(("task.weight", 0.0), loss="none"))
 
 

@@ -137,7 +137,7 @@ def test_a_given_teacher_that_does_not_fit_is_refused_at_once(tmp_path):
     wrong = call(*others, "teacher=resnet8", f"teacher.checkpoint={folder}")
     sole_error(wrong, r"holds a mlp, but teacher=resnet8; use teacher=mlp", 2)
     for given in (folder, "run"):
-        wrong = call(*TINY, "data=synthetic", f"teacher.checkpoint={given}")
+        wrong = call(*others, "data=synthetic", f"teacher.checkpoint={given}")
         sole_error(wrong, r"takes inputs \[8, 8, 1\] and gives 10 logits; this data has \[10\] and 2", 2)
     sole_error(call(*TINY, "teacher.checkpoint=cache"), "is not a teacher's folder", 2)
     assert files(tmp_path) == before
