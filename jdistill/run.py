@@ -92,10 +92,14 @@ def finished(folder: Path, identity: str | None = None) -> dict[str, Any] | None
 
 
 def _clean(folder: Path, identity: str, force: bool) -> None:
-    """Leaves only what continues this very run: another config's remains, or a forced repeat, begin anew."""
+    """Leaves only what continues this very run: another config's remains, and a result to be repeated, go.
+
+    A forced run that was stopped has no result yet, so it continues too.
+    """
     mark = folder / ".fingerprint"
-    if force or not mark.is_file() or mark.read_text() != identity:
-        if (folder / "result.json").is_file() and not force and finished(folder) is not None:
+    repeat = force and (folder / "result.json").is_file()
+    if repeat or not mark.is_file() or mark.read_text() != identity:
+        if not force and finished(folder) is not None:
             raise UsageError(f"{folder} holds a finished run of another config; choose another folder, or force=true")
         for name in ("checkpoints", "metrics.jsonl", "artifact.safetensors"):
             path = folder / name
