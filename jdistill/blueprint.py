@@ -153,7 +153,7 @@ def read(config: dict[str, Any]) -> Blueprint:
 
 
 def _nonnegative(key: str, value: Any) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not value >= 0:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < float("inf"):
         raise UsageError(f"{key} must be at least 0, got {value!r}")
     return float(value)
 

@@ -104,6 +104,8 @@ def check_root(config: dict[str, Any]) -> None:
     """Raises `UsageError` for unknown root keys and bad root values."""
     fields = {field.name: field for field in dataclasses.fields(TrainConfig)}
     check_keys("", config, fields)
+    if missing := [name for name in fields if name not in config and name not in ("checkpoint", "evaluate", *GROUPS)]:
+        raise UsageError(f"{missing[0]} must have a value; leave ~{missing[0]} out")
     for group in ("checkpoint", "evaluate", *GROUPS):
         if not isinstance(node := config.get(group), dict):
             raise UsageError(f"{group} must be one of its options, got {node!r}")

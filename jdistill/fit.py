@@ -97,7 +97,7 @@ class Setup:
       data: host arrays `inputs`, `label` of the training split.
       resident: keep the data on the device and run blocks of compiled steps; otherwise batches are sent one by one.
       strategy: `block` (many steps a call, where a loop inside the program is cheap) or `loop` (one step a call).
-      evaluate: `(params, state) -> {metric: value}` on validation data, or None.
+      evaluate: `(params, state) -> {metric: value}` on held-out data, or None; `evaluated` names the split.
       select: metric of `evaluate` whose largest value picks the reported epoch, or None for the last epoch.
       observed: names that `parts.observe` gives.
     """
@@ -115,6 +115,7 @@ class Setup:
     observed: tuple[str, ...]
     initial: TrainState
     evaluate: Callable[[PyTree, PyTree], dict[str, float]] | None = None
+    evaluated: str = "validation"
     evaluate_every: int = 1
     select: str | None = None
     stop: Callable[[], bool] = lambda: False
@@ -305,9 +306,9 @@ class _Fit:
         last = cursor.epoch == self.epochs[cursor.stage]
         if self.setup.evaluate is not None and (last or cursor.epoch % self.setup.evaluate_every == 0):
             variables = self._variables(stage)
-            row["validation"] = self.setup.evaluate(*variables)
-            if self.setup.select is not None and row["validation"][self.setup.select] > self.best.value:
-                value = np.float64(row["validation"][self.setup.select])
+            row[self.setup.evaluated] = found = self.setup.evaluate(*variables)
+            if self.setup.select is not None and found[self.setup.select] > self.best.value:
+                value = np.float64(found[self.setup.select])
                 self.best = Best(value, np.int64(cursor.total_epochs), jax.tree.map(jnp.copy, variables))
         self.cursor = cursor._replace(log_bytes=self.setup.metrics.append(row))
         self.totals = zero_totals(stage, self.setup.observed)

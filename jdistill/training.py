@@ -53,7 +53,8 @@ def training(
 ) -> Setup:
     """The `Setup` that trains `parts` from `initial` by `method` in `folder`, with the config's data and checkpoints."""
     dataset = blueprint.dataset
-    split = {"best_test": dataset.test}.get(blueprint.config["report"] if select else "", dataset.validation)
+    evaluated = "test" if select and blueprint.config["report"] == "best_test" else "validation"
+    split = getattr(dataset, evaluated)
     model = parts.learners[0][1]
 
     def evaluate(params: PyTree, state: PyTree) -> dict[str, float]:
@@ -75,6 +76,7 @@ def training(
         observed=OBSERVED,
         initial=initial,
         evaluate=evaluate if len(split["label"]) else None,
+        evaluated=evaluated,
         evaluate_every=int(blueprint.config["evaluate"]["every"]),
         select=select,
         stop=stop,

@@ -1,14 +1,13 @@
 """The publishers' own files, found through JDISTILL_DATA; skipped where they are not."""
 
 import functools
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from jdistill.data import cifar10, cifar100, fashion_mnist, mnist
 from jdistill.data.published import CIFAR10, CIFAR100, FASHION_MNIST, MNIST
+from tests.realdata import require
 
 FACTS = {
     # name: (loader, source, shape, first training labels, first test labels)
@@ -28,18 +27,9 @@ NAMES = {
 }
 
 
-def folder(name):
-    source, root = FACTS[name][1], os.environ.get("JDISTILL_DATA")
-    if not root:
-        pytest.skip("JDISTILL_DATA is not set")
-    if not any((Path(root) / f).is_dir() for f in source.folders):
-        pytest.skip(f"JDISTILL_DATA has no {source.folders[0]}")
-    return Path(root)
-
-
 @functools.cache
 def whole(name):
-    folder(name)
+    require(name)
     return FACTS[name][0](validation=0.0, download=False)
 
 
@@ -72,7 +62,7 @@ def test_published_normalisation_is_that_of_the_pixels(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_first_images_have_the_published_class_names(name):
     file, first = NAMES[name]
-    names = (folder(name) / file).read_text().split()
+    names = (require(name) / file).read_text().split()
     assert [names[label] for label in whole(name).train["label"][:4]] == first
 
 
@@ -88,7 +78,7 @@ def test_cifar_channels_and_axes_are_not_mixed_up():
 
 
 def test_splits_of_mnist_two_classes_and_limit():
-    folder("mnist")
+    require("mnist")
     dataset = mnist(classes_kept=(3, 8), limit=500, download=False)
     reference = whole("mnist")
     assert dataset.classes == 2 and dataset.train["inputs"].shape == (500, 28, 28, 1)
@@ -100,7 +90,7 @@ def test_splits_of_mnist_two_classes_and_limit():
 
 
 def test_mnist_validation_split_is_stratified():
-    folder("mnist")
+    require("mnist")
     dataset = mnist(download=False)
     assert len(dataset.validation["label"]) == 6000 and len(dataset.train["label"]) == 54000
     assert not set(dataset.validation["index"]) & set(dataset.train["index"])

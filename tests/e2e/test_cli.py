@@ -174,6 +174,15 @@ def test_force_repeats_a_run_with_the_same_numbers():
     assert (folder / "metrics.jsonl").read_bytes() == metrics
 
 
+def test_best_test_calls_its_metrics_test():
+    succeed(*TINY, "loss=none", "report=best_test")
+    (folder,) = Path("runs").iterdir()
+    lines = rows(folder)
+    assert all("validation" not in row for row in lines)
+    found = result(folder)["metrics"]
+    assert max(row["test"]["accuracy"] for row in lines) == found["test"]["accuracy"] and "validation" in found
+
+
 def test_a_folder_of_another_finished_run_is_not_overwritten():
     succeed(*TINY, "loss=none", "hydra.run.dir=mine")
     before = (Path("mine") / "result.json").read_bytes()

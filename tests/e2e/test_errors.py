@@ -16,6 +16,8 @@ WRONG = [
     (["loss.temperature=-1"], r"loss.temperature must be positive, got -1"),
     (["loss.temperature=null"], r"loss.temperature must have a value, got null"),
     (["loss.weight=-1"], r"loss.weight must be at least 0, got -1"),
+    (["loss.weight=inf"], r"loss.weight must be at least 0, got inf"),
+    (["~seed"], r"seed must have a value; leave ~seed out"),
     (["task.weight=-2"], r"task.weight must be at least 0, got -2"),
     (["data.root=/nowhere"], r"data.root '/nowhere' is not a directory"),
     (["data.limit=0"], r"data.limit must be positive, got 0"),
