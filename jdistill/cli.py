@@ -180,7 +180,9 @@ def _groups() -> str:
     rows = {
         "data": "digits mnist fashion_mnist cifar10 cifar100 breast_cancer synthetic",
         "teacher, student": "mlp lenet resnet20 resnet8x4 resnet32x4 wrn_40_2 vgg8 mobilenetv2 ... (jdistill list models)",
-        "loss": "none kd logit_mse hint attention cross_entropy",
+        "loss": "none kd logit_mse hint attention cross_entropy"
+        " sp cc rkd pkt nst fsp vid"
+        " reverse_kl js skew_kl total_variation bce_soft dkd nkd dist logit_std_kd mlkd",
         "scheme": "offline two_stage residual",
         "task": "classification binary",
         "compression": "none prune int8",

@@ -1,5 +1,6 @@
 """Finding layers by name among a network's features, and bringing two maps to one size."""
 
+import math
 import re
 
 import jax
@@ -90,3 +91,82 @@ def _pooling_matrix(size: int, cells: int) -> np.ndarray:
         start, stop = i * size // cells, -(-(i + 1) * size // cells)
         matrix[i, start:stop] = 1 / (stop - start)
     return matrix
+
+
+def last_layer(outputs: Outputs) -> str:
+    """The name of a network's last stage, or `embedding` where it has none."""
+    return (numbered(outputs, "stage") or ["embedding"])[-1]
+
+
+def pair_of_rows(student: Outputs, teacher: Outputs, names: tuple[str, str]) -> tuple[Array, Array]:
+    """The features `names` of the two networks, one flat row an example: [B, D_s] and [B, D_t], float32 or wider.
+
+    Raises:
+      UsageError: there is no such layer; the message begins with `student_layer` or `teacher_layer`.
+    """
+    f_s = feature(student, names[0], "student_layer", "student")
+    f_t = feature(teacher, names[1], "teacher_layer", "teacher")
+    return rows(f_s), rows(f_t)
+
+
+def rows(x: Array) -> Array:
+    """[B, ...] -> [B, D] in float32 or wider."""
+    return at_least_float32(x).reshape(x.shape[0], -1)
+
+
+def pairs_of_maps(student: Outputs, teacher: Outputs, names: tuple[str, ...] | None) -> dict[str, tuple[Array, Array]]:
+    """Maps of both networks by name; None takes their common stages.
+
+    Raises:
+      UsageError: a layer that does not exist or is no map, or no stage in common; the message begins with `layers`.
+    """
+    if names is None:
+        names = tuple(name for name in numbered(student, "stage") if name in teacher.features)
+    pairs = {name: (feature(student, name, "layers", "student"), feature(teacher, name, "layers", "teacher")) for name in names}
+    flat = [name for name, pair in pairs.items() if any(f.ndim != 4 for f in pair)]
+    if flat or not pairs:
+        found = f"got '{flat[0]}'" if flat else "and the networks have no stage in common"
+        raise UsageError(
+            f"layers must be maps [B, H, W, C] of both networks, {found}; use convolutional networks, or loss=hint "
+            f"(student: {listing(student)}; teacher: {listing(teacher)})"
+        )
+    return pairs
+
+
+def require_names(layers: tuple[str, ...] | None) -> None:
+    """Raises `UsageError` where `layers` is neither None nor a list of different names."""
+    if layers is None:
+        return
+    if isinstance(layers, str) or not layers:
+        raise UsageError(f"layers must be a list of names such as [stage1,stage2], got {layers!r}")
+    if len(set(layers)) < len(layers):
+        raise UsageError(f"layers must name each layer once, got {', '.join(layers)}")
+
+
+def to_smaller(a: Array, b: Array) -> tuple[Array, Array]:
+    """Two maps [B, H, W, C], each averaged to the smaller height and the smaller width of the two."""
+    height, width = min(a.shape[1], b.shape[1]), min(a.shape[2], b.shape[2])
+    return adaptive_average_pool(a, height, width), adaptive_average_pool(b, height, width)
+
+
+def unit(x: Array, axis: int = -1, least: float | Array = 1e-24) -> Array:
+    """`x` divided by its L2 norm along `axis`; 0, with derivative 0, where the norm's square is at most `least`."""
+    square = (x**2).sum(axis=axis, keepdims=True)
+    there = square > least
+    return jnp.where(there, x, 0) * jax.lax.rsqrt(jnp.where(there, square, 1))
+
+
+def safe_sqrt(x: Array) -> Array:
+    """sqrt with the derivative 0 at 0."""
+    return jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1)), 0)
+
+
+def gram(x: Array, y: Array) -> Array:
+    """Inner products [..., M, N] of the rows of x [..., M, D] and y [..., N, D], without a GPU's shortened mantissas."""
+    return jnp.einsum("...md,...nd->...mn", x, y, precision=jax.lax.Precision.HIGHEST)
+
+
+def uniform(key: Array, shape: tuple[int, ...], fan_in: int, dtype: jnp.dtype) -> Array:
+    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), torch's default for the parameters of linear and convolutional layers."""
+    bound = 1 / math.sqrt(fan_in)
+    return jax.random.uniform(key, shape, dtype, -bound, bound)

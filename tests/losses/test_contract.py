@@ -24,17 +24,29 @@ class Expected(NamedTuple):
     """What is true of a loss.
 
     weight: the config's default; zero_at_teacher: value where the student's outputs are the teacher's;
-    needs_teacher, per_example: the class attributes; other: another setting of it, for the tests here.
+    needs_teacher, per_example: the class attributes; least_classes: fewer are refused;
+    other: another setting of it, for the tests here.
     """
 
     weight: float = 1.0
     zero_at_teacher: bool = True
     needs_teacher: bool = True
     per_example: bool = True
+    least_classes: int = 1
     other: dict = {}  # noqa: RUF012
 
 
 EXPECTED = {
+    "bce_soft": Expected(zero_at_teacher=False, other={"temperature": 2.0, "reduction": "sum"}),
+    "dist": Expected(per_example=False, other={"beta": 2.0, "gamma": 0.5}),
+    "dkd": Expected(other={"alpha": 2.0, "beta": 0.5, "temperature": 1.0}),
+    "js": Expected(other={"temperature": 4.0}),
+    "logit_std_kd": Expected(least_classes=3, other={"temperature": 1.0, "ddof": 0}),
+    "mlkd": Expected(per_example=False, other={"temperatures": [3.0]}),
+    "nkd": Expected(zero_at_teacher=False, other={"gamma": 3.5, "temperature": 3.0}),
+    "reverse_kl": Expected(other={"temperature": 4.0}),
+    "skew_kl": Expected(other={"alpha": 0.0, "temperature": 4.0}),
+    "total_variation": Expected(),
     "attention": Expected(weight=1000.0, other={"distance": "l2"}),
     "cross_entropy": Expected(zero_at_teacher=False, needs_teacher=False, other={"label_smoothing": 0.1}),
     "hint": Expected(
@@ -43,6 +55,13 @@ EXPECTED = {
     "kd": Expected(other={"temperature": 1.5}),
     "logit_mse": Expected(other={"reduction": "half_sum"}),
     "none": Expected(needs_teacher=False),
+    "cc": Expected(per_example=False, other={"form": "repdistiller", "embedding_size": 0}),
+    "fsp": Expected(weight=50.0, other={"layers": ["stage3", "stage1"]}),
+    "nst": Expected(weight=50.0, other={"layers": ["stage2"]}),
+    "pkt": Expected(weight=30000.0, per_example=False),
+    "rkd": Expected(per_example=False, other={"l2_norm": True}),
+    "sp": Expected(weight=3000.0, per_example=False, other={"student_layer": "stage1", "teacher_layer": "stage1"}),
+    "vid": Expected(zero_at_teacher=False, other={"layers": ["stage2"]}),
 }
 CASES = [(name, {}) for name in EXPECTED] + [(name, e.other) for name, e in EXPECTED.items() if e.other]
 IDS = [f"{name}-{'-'.join(config) or 'default'}" for name, config in CASES]
@@ -114,6 +133,10 @@ def test_finite_at_extreme_outputs(name, config, dtype, classes):
     """At +-1e4, at a student of zeros, and at student = teacher, where norms have no derivative of their own."""
     loss, large = make(name, **config), draw(0, classes, dtype=dtype)
     large = jax.tree.map(lambda x: jnp.where(x > 0, 1e4, -1e4).astype(x.dtype), large)
+    if classes < EXPECTED[name].least_classes:
+        with pytest.raises(UsageError, match="at least"):
+            start(loss, large, large)
+        return
     params = start(loss, large, large)
 
     @jax.jit
@@ -185,10 +208,11 @@ def test_per_example_is_as_declared(name, config):
     values, changed = call(loss, params, student, teacher), call(loss, params, others, teacher)
     if loss.per_example:
         np.testing.assert_allclose(changed[0], values[0], rtol=1e-6)
-        unmoved = name in ("none", "attention")  # attention does not see the scale of a map
+        unmoved = name in ("none", "attention", "nst", "logit_std_kd")  # they do not see scale
         assert np.allclose(changed[1:], values[1:], rtol=1e-4) == unmoved
     elif not config:
-        assert abs(changed[0] - values[0]) > 1e-6
+        others = jax.tree.map(lambda x: x.at[1:].set(1.5 * x[:0:-1]), student)  # in another order: some see no scale
+        assert abs(call(loss, params, others, teacher)[0] - values[0]) > 1e-6
 
 
 @pytest.mark.parametrize("name", [n for n, e in EXPECTED.items() if e.needs_teacher])
