@@ -147,6 +147,10 @@ def hydra(arguments: list[str]) -> int:
         decorated()
     except (UsageError, RunError):
         raise
+    except ValueError as error:
+        if "Config group override must be" not in str(error):
+            raise
+        raise UsageError("a group takes the name of an option, not null (jdistill --help names them)") from error
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error) from error
     if caught:

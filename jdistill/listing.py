@@ -2,6 +2,7 @@
 
 import functools
 import sys
+import textwrap
 from collections.abc import Callable, Iterable
 
 from jdistill.errors import UsageError, unknown
@@ -23,16 +24,17 @@ Row = tuple[str, str]
 
 def list_command(arguments: list[str]) -> int:
     """Prints the rows of one kind; aligned columns on a terminal, `name<TAB>text` elsewhere."""
+    cache = next((a.partition("=")[2] for a in arguments[1:] if a.startswith("cache=")), "")
     kinds: dict[str, Callable[[], Iterable[Row]]] = {
         **{name: functools.partial(_options, group) for name, group in GROUPS.items()},
         "experiments": _experiments,
-        "teachers": _teachers,
+        "teachers": functools.partial(_teachers, cache),
     }
-    usage = f"usage: jdistill list WHAT, with WHAT one of {', '.join(kinds)}"
+    usage = f"usage: jdistill list WHAT [cache=FOLDER], with WHAT one of {', '.join(kinds)}"
     if arguments and arguments[0] in ("-h", "--help"):
         print(usage)
         return 0
-    if len(arguments) != 1:
+    if not arguments or len(arguments) > 1 + bool(cache):
         raise UsageError(usage)
     if arguments[0] not in kinds:
         raise unknown("list", arguments[0], kinds)
@@ -54,13 +56,13 @@ def _options(group: str) -> Iterable[Row]:
 def _experiments() -> Iterable[Row]:
     for path in sorted((conf_dir() / "experiment").glob("*.yaml")):
         comments = [line.lstrip("# ").rstrip() for line in path.read_text().splitlines() if line.startswith("# ")]
-        yield path.stem, "; ".join(c for c in comments if not c.startswith("@"))[:160]
+        yield path.stem, textwrap.shorten("; ".join(c for c in comments if not c.startswith("@")), 160, placeholder=" ...")
 
 
-def _teachers() -> Iterable[Row]:
+def _teachers(cache: str) -> Iterable[Row]:
     from jdistill.teachers.saved import list_teachers
 
-    for manifest in list_teachers(cache_folder()):
+    for manifest in list_teachers(cache_folder(cache)):
         accuracy = manifest["metrics"]["test"]["accuracy"]
         recipe = manifest["config"]["teacher"]["optim"]
         yield (

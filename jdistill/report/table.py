@@ -66,7 +66,7 @@ def make_table(
     if not records:
         raise UsageError("there are no runs to make a table of")
     names = list(map(str, frame.columns))
-    main = _metric(names, records, metric)
+    main = metric = _metric(names, records, metric if "." in metric else f"test.{metric}")
     split = metric.rpartition(".")[0]
 
     def full(name: str) -> str:  # a metric without a split is of the split of `metric`

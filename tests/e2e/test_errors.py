@@ -40,6 +40,7 @@ WRONG = [
     (["optm.lr=3"], r"unknown key 'optm'; did you mean 'optim'\?"),
     (["seeed=3"], r"unknown key 'seeed'; did you mean 'seed'\?"),
     (["seed=x"], r"seed must be an integer, got 'x'"),
+    (["loss=null"], r"a group takes the name of an option, not null"),
     (["force=maybe"], r"force must be true or false, got 'maybe'"),
     (["task=binary"], r"task.outputs=sigmoid needs data of 2 classes, this has 10; use softmax"),
     (["report=best"], r"report must be one of last, best_val, best_test, got 'best'"),

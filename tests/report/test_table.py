@@ -392,3 +392,7 @@ def test_a_metric_may_leave_out_its_split(frame):
     long = make_table(frame, columns=["n", "metric", "test.teacher_agreement"])
     assert render(short) == render(long) == render(make_table(frame, columns=["n", "metric"], metrics=["teacher_agreement"]))
     assert any("agreement" in column.title for column in short.columns)
+
+
+def test_the_metric_may_leave_out_its_split_too(frame):
+    assert make_table(frame, metric="teacher_agreement").metric == "test.teacher_agreement"
