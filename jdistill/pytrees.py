@@ -26,8 +26,27 @@ def pytree(cls: type[T]) -> type[T]:
 
     `__post_init__` runs again whenever JAX unflattens, with tracers and placeholders: check real numbers only
     (the `require_*` functions here do).
+
+    Not `jax.tree_util.register_dataclass`: it leaves the class out when it compares structures (jax 0.10), so two losses
+    with equal static fields and as many numbers could be given one another's compiled program.
     """
-    return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True, kw_only=True)(cls))
+    cls = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    structure = tuple(f.name for f in fields if f.metadata.get("static"))
+    leaves = tuple(f.name for f in fields if not f.metadata.get("static"))
+
+    def flatten(tree: T) -> tuple[tuple[Any, ...], Any]:
+        return tuple(getattr(tree, name) for name in leaves), (cls, tuple(getattr(tree, name) for name in structure))
+
+    def flatten_with_keys(tree: T) -> tuple[tuple[Any, ...], Any]:
+        children, aux = flatten(tree)
+        return tuple(zip(map(jax.tree_util.GetAttrKey, leaves), children, strict=True)), aux
+
+    def unflatten(aux: Any, children: Any) -> T:
+        return cls(**dict(zip(structure, aux[1], strict=True)), **dict(zip(leaves, children, strict=True)))
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+    return cls
 
 
 def _require(condition: Any, expected: str, fields: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jdistill import options as _registering  # noqa: F401 - fills the registries
 from jdistill.errors import UsageError
 from jdistill.pytrees import (
     as_leaves,
@@ -19,6 +20,7 @@ from jdistill.pytrees import (
     static,
     structure_key,
 )
+from jdistill.registry import build, options
 
 
 @pytree
@@ -100,3 +102,18 @@ def test_structure_key():
     assert structure_key(jnp.zeros(3)) != structure_key(jnp.zeros(4))
     assert structure_key(jnp.zeros(3)) != structure_key(jnp.zeros(3, jnp.int32))
     assert structure_key(jax.ShapeDtypeStruct((3,), jnp.float32)) == structure_key(jnp.ones(3))
+
+
+def test_structures_of_different_classes_differ():
+    @pytree
+    class One:
+        number: float = 1.0
+
+    @pytree
+    class Other:
+        number: float = 1.0
+
+    assert jax.tree.structure(One()) != jax.tree.structure(Other())
+    assert jax.tree.structure(One()) == jax.tree.structure(One(number=2.0))
+    structures = [jax.tree.structure(build("loss", {"name": name})) for name in options("loss")]
+    assert all(a != b for i, a in enumerate(structures) for b in structures[:i])
