@@ -113,43 +113,25 @@ class Attention(Loss):
     def __post_init__(self) -> None:
         require_positive(power=self.power)
         require_one_of(("mse", "l2"), distance=self.distance)
-        if self.layers is not None and (isinstance(self.layers, str) or not self.layers):
-            raise UsageError(f"layers must be a list of names such as [stage1,stage2], got {self.layers!r}")
+        _layers.require_names(self.layers)
 
     def init(self, key: Array, student: Outputs, teacher: Outputs | None) -> PyTree:
         """`{}`, after checking that the layers exist and are maps."""
         del key
-        self._pairs(student, _layers.require_teacher(teacher))
+        _layers.pairs_of_maps(student, _layers.require_teacher(teacher), self.layers)
         return {}
 
     def __call__(self, params: PyTree, student: Outputs, teacher: Outputs | None, batch: Batch) -> Array:
         del params, batch
-        values = [self._distance(f_s, f_t) for f_s, f_t in self._pairs(student, _layers.require_teacher(teacher))]
+        pairs = _layers.pairs_of_maps(student, _layers.require_teacher(teacher), self.layers)
+        values = [self._distance(f_s, f_t) for f_s, f_t in pairs.values()]
         return sum(values[1:], start=values[0])
-
-    def _pairs(self, student: Outputs, teacher: Outputs) -> list[tuple[Array, Array]]:
-        names = self.layers
-        if names is None:
-            names = tuple(name for name in _layers.numbered(student, "stage") if name in teacher.features)
-        pairs = [
-            (_layers.feature(student, name, "layers", "student"), _layers.feature(teacher, name, "layers", "teacher"))
-            for name in names
-        ]
-        flat = [name for name, pair in zip(names, pairs, strict=True) if any(f.ndim != 4 for f in pair)]
-        if flat or not pairs:
-            found = f"got '{flat[0]}'" if flat else "and the networks have no stage in common"
-            raise UsageError(
-                f"layers must be maps [B, H, W, C] of both networks, {found}; use convolutional networks, or loss=hint "
-                f"(student: {_layers.listing(student)}; teacher: {_layers.listing(teacher)})"
-            )
-        return pairs
 
     def _distance(self, f_s: Array, f_t: Array) -> Array:
         f_s, f_t = _layers.at_least_float32(f_s), _layers.at_least_float32(f_t)
-        height, width = min(f_s.shape[1], f_t.shape[1]), min(f_s.shape[2], f_t.shape[2])
-        a_s, a_t = (self._attention(_layers.adaptive_average_pool(f, height, width)) for f in (f_s, f_t))
+        a_s, a_t = map(self._attention, _layers.to_smaller(f_s, f_t))
         squares = (a_s - a_t) ** 2
-        return squares.mean(axis=1) if self.distance == "mse" else _safe_sqrt(squares.sum(axis=1))
+        return squares.mean(axis=1) if self.distance == "mse" else _layers.safe_sqrt(squares.sum(axis=1))
 
     def _attention(self, maps: Array) -> Array:
         """[B, H, W, C] -> [B, H W] of unit length (of zeros where every activation is 0)."""
@@ -158,11 +140,6 @@ class Attention(Loss):
         energy = jnp.where(active, jnp.where(active, size, 1) ** self.power, 0)
         flat = energy.mean(axis=3).reshape(maps.shape[0], -1)
         return flat * jax.lax.rsqrt(jnp.maximum((flat**2).sum(axis=1, keepdims=True), 1e-24))
-
-
-def _safe_sqrt(x: Array) -> Array:
-    """sqrt with the derivative 0 at 0."""
-    return jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1)), 0)
 
 
 def _init_regressor(key: Array, f_s: Array, f_t: Array) -> PyTree:
