@@ -117,9 +117,7 @@ def read(config: dict[str, Any]) -> Blueprint:
     """
     configs.check_root(config)
     task = configs.option("task", config)
-    loss_node = (
-        {k: v for k, v in config["loss"].items() if k != "weight"} if isinstance(config["loss"], dict) else config["loss"]
-    )
+    loss_node = {k: v for k, v in config["loss"].items() if k != "weight"}
     loss = configs.option("loss", {"loss": loss_node})
     weight = _nonnegative("loss.weight", config["loss"].get("weight", 1.0))
     dataset = load_dataset(config)
@@ -179,11 +177,7 @@ def _teacher(config: dict[str, Any], loss: Loss, outputs: int, dataset: Dataset)
 def check(blueprint: Blueprint) -> None:
     """Traces networks and losses on shapes, so that what does not fit is found before anything is trained."""
     dataset = blueprint.dataset
-    if (
-        blueprint.config["report"] != "last"
-        and blueprint.config["report"] == "best_val"
-        and not len(dataset.validation["label"])
-    ):
+    if blueprint.config["report"] == "best_val" and not len(dataset.validation["label"]):
         raise UsageError("report=best_val needs validation data, got data.validation=0; set data.validation=0.1 or report=last")
     if blueprint.needs_teacher and blueprint.config["teacher"]["name"] == "logits":
         given_logits(configs.option("teacher", blueprint.config), dataset, blueprint.outputs)

@@ -11,12 +11,9 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from jdistill.errors import UsageError
+from filelock import FileLock
 
-try:
-    import fcntl
-except ImportError:  # Windows: jobs started together there must not begin with the same download
-    fcntl = None  # type: ignore[assignment]
+from jdistill.errors import UsageError
 
 TIMEOUT = 10.0
 """Seconds without an answer after which a server counts as out of reach."""
@@ -94,9 +91,7 @@ def locked(path: Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context(path.open("w"))
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX)
+            stack.enter_context(FileLock(path))
         except OSError as error:
             raise UsageError(f"{path.parent} cannot be written ({error.strerror}); choose another data.root") from error
         yield

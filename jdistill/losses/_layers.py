@@ -9,7 +9,8 @@ import numpy as np
 from jax import Array
 
 from jdistill.errors import UsageError, did_you_mean
-from jdistill.types import Outputs
+from jdistill.losses.base import Loss
+from jdistill.types import Batch, Outputs, PyTree
 
 
 def at_least_float32(x: Array) -> Array:
@@ -131,6 +132,31 @@ def pairs_of_maps(student: Outputs, teacher: Outputs, names: tuple[str, ...] | N
             f"(student: {listing(student)}; teacher: {listing(teacher)})"
         )
     return pairs
+
+
+class PairedMaps(Loss):
+    """Base of the losses that add up a distance between two networks' maps of equal names: a subclass writes `of_pair`.
+
+    Subclasses have a static field `layers`: names, or None for the common stages.
+    """
+
+    layers: tuple[str, ...] | None
+
+    def init(self, key: Array, student: Outputs, teacher: Outputs | None) -> PyTree:
+        """`{}`, after checking that the layers exist and are maps."""
+        del key
+        pairs_of_maps(student, require_teacher(teacher), self.layers)
+        return {}
+
+    def __call__(self, params: PyTree, student: Outputs, teacher: Outputs | None, batch: Batch) -> Array:
+        del params, batch
+        pairs = pairs_of_maps(student, require_teacher(teacher), self.layers)
+        values = [self.of_pair(f_s, f_t) for f_s, f_t in pairs.values()]
+        return sum(values[1:], start=values[0])
+
+    def of_pair(self, f_s: Array, f_t: Array) -> Array:
+        """Values [B] of a student's and a teacher's map [B, H, W, C]."""
+        raise NotImplementedError
 
 
 def require_names(layers: tuple[str, ...] | None) -> None:

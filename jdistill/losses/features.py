@@ -87,7 +87,7 @@ class Hint(Loss):
 
 @loss("attention", weight=1000.0)
 @pytree
-class Attention(Loss):
+class Attention(_layers.PairedMaps):
     """Attention transfer: the student's maps look where the teacher's do.
 
     A map [B, H, W, C] becomes the vector a = normalise(flatten(mean_c |f|^power)) of H W numbers; the larger of two
@@ -115,19 +115,7 @@ class Attention(Loss):
         require_one_of(("mse", "l2"), distance=self.distance)
         _layers.require_names(self.layers)
 
-    def init(self, key: Array, student: Outputs, teacher: Outputs | None) -> PyTree:
-        """`{}`, after checking that the layers exist and are maps."""
-        del key
-        _layers.pairs_of_maps(student, _layers.require_teacher(teacher), self.layers)
-        return {}
-
-    def __call__(self, params: PyTree, student: Outputs, teacher: Outputs | None, batch: Batch) -> Array:
-        del params, batch
-        pairs = _layers.pairs_of_maps(student, _layers.require_teacher(teacher), self.layers)
-        values = [self._distance(f_s, f_t) for f_s, f_t in pairs.values()]
-        return sum(values[1:], start=values[0])
-
-    def _distance(self, f_s: Array, f_t: Array) -> Array:
+    def of_pair(self, f_s: Array, f_t: Array) -> Array:
         f_s, f_t = _layers.at_least_float32(f_s), _layers.at_least_float32(f_t)
         a_s, a_t = map(self._attention, _layers.to_smaller(f_s, f_t))
         squares = (a_s - a_t) ** 2

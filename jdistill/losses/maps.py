@@ -15,7 +15,7 @@ from jdistill.types import Batch, Outputs, PyTree
 
 @loss("nst", weight=50.0)
 @pytree
-class NeuronSelectivity(Loss):
+class NeuronSelectivity(_layers.PairedMaps):
     """Neuron selectivity transfer: channels of the student fire where channels of the teacher do.
 
     Of maps [B, H, W, C] the larger is averaged to the smaller one's height and width. Each channel, a vector x of H W
@@ -37,17 +37,8 @@ class NeuronSelectivity(Loss):
     def __post_init__(self) -> None:
         _layers.require_names(self.layers)
 
-    def init(self, key: Array, student: Outputs, teacher: Outputs | None) -> PyTree:
-        """`{}`, after checking that the layers exist and are maps."""
-        del key
-        _layers.pairs_of_maps(student, _layers.require_teacher(teacher), self.layers)
-        return {}
-
-    def __call__(self, params: PyTree, student: Outputs, teacher: Outputs | None, batch: Batch) -> Array:
-        del params, batch
-        pairs = _layers.pairs_of_maps(student, _layers.require_teacher(teacher), self.layers)
-        values = [_discrepancy(f_s, f_t) for f_s, f_t in pairs.values()]
-        return sum(values[1:], start=values[0])
+    def of_pair(self, f_s: Array, f_t: Array) -> Array:
+        return _discrepancy(f_s, f_t)
 
 
 @loss("fsp", weight=50.0)
