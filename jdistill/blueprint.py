@@ -22,7 +22,7 @@ from jdistill.records import Tracker
 from jdistill.registry import build, number
 from jdistill.schemes import Scheme, Setting
 from jdistill.schemes.base import preparing
-from jdistill.stages import enter_stage, features_read, init_state, leave_stage
+from jdistill.stages import abstract, enter_stage, features_read, init_state, leave_stage
 from jdistill.tasks.classification import Classification, hits
 from jdistill.teachers.given import given_logits
 from jdistill.teachers.targets import Live, Lookup, Target
@@ -101,11 +101,6 @@ class Blueprint:
         teachers = tuple((name, configs.teacher_fingerprint(frozen.config)) for name, frozen in self.teachers.items())
         method = structure_key(as_leaves(self.method()))
         return self.student, self.learners, teachers, json.dumps(data, sort_keys=True), method
-
-
-def abstract(model: Model, inputs: Any) -> Outputs:
-    """Shapes of what a network gives for `inputs`."""
-    return jax.eval_shape(lambda x: model.apply(*model.init(jax.random.key(0), x), x, train=False)[0], inputs)
 
 
 @functools.lru_cache(maxsize=8)

@@ -44,6 +44,12 @@ def _abstract(model: Model, params: PyTree, state: PyTree, inputs: PyTree) -> Ou
     return jax.eval_shape(lambda p, s, x: model.apply(p, s, x, train=False)[0], params, state, inputs)
 
 
+@functools.lru_cache(maxsize=64)
+def abstract(model: Model, inputs: jax.ShapeDtypeStruct) -> Outputs:
+    """Shapes of what a network gives for `inputs`; kept, since every job of a sweep asks for the same."""
+    return jax.eval_shape(lambda x: model.apply(*model.init(jax.random.key(0), x), x, train=False)[0], inputs)
+
+
 def leave_stage(stage: Stage, state: TrainState) -> TrainState:
     """The state at the end of a stage, with what was tuned made part of the student."""
     if stage.tuning is None:

@@ -155,14 +155,31 @@ class PairedMaps(Loss):
         raise NotImplementedError
 
 
-def require_names(layers: tuple[str, ...] | None) -> None:
-    """Raises `UsageError` where `layers` is neither None nor a list of different names."""
+def require_names(layers: tuple[str, ...] | None, least: int = 1) -> None:
+    """Raises `UsageError` where `layers` is neither None nor a list of different names, `least` (1 or 2) of them."""
     if layers is None:
         return
     if isinstance(layers, str) or not layers:
         raise UsageError(f"layers must be a list of names such as [stage1,stage2], got {layers!r}")
     if len(set(layers)) < len(layers):
         raise UsageError(f"layers must name each layer once, got {', '.join(layers)}")
+    if len(layers) < least:
+        raise UsageError(f"layers must be at least two names, got {', '.join(layers)}")
+
+
+def require_chain(student: Outputs, teacher: Outputs, pairs: dict[str, tuple[Array, Array]]) -> None:
+    """Raises `UsageError` where `pairs_of_maps` are fewer than two, or of other channels in the student than in the teacher."""
+    if len(pairs) < 2:
+        raise UsageError(
+            f"layers must be at least two maps of both networks, which share only {', '.join(pairs)} "
+            f"(student: {listing(student)}; teacher: {listing(teacher)})"
+        )
+    for name, (f_s, f_t) in pairs.items():
+        if f_s.shape[3] != f_t.shape[3]:
+            raise UsageError(
+                f"layers must have equal channels in both networks, '{name}' has {f_s.shape[3]} in the student and "
+                f"{f_t.shape[3]} in the teacher; choose networks of one width, or loss=nst"
+            )
 
 
 def to_smaller(a: Array, b: Array) -> tuple[Array, Array]:

@@ -1,47 +1,14 @@
 """Divergences between two networks' class probabilities: reverse, skew and Jensen-Shannon KL, total variation, BCE."""
 
-from typing import ClassVar
-
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jdistill.errors import UsageError
 from jdistill.losses._layers import at_least_float32, require_teacher
-from jdistill.losses.base import Loss, loss
-from jdistill.losses.logits import _require_same_width, as_classes
+from jdistill.losses.base import loss
+from jdistill.losses.logits import ClassLogitsLoss, SameLogitsLoss
 from jdistill.pytrees import pytree, require_fraction, require_one_of, require_positive, static
 from jdistill.types import Batch, Outputs, PyTree
-
-
-class ClassLogitsLoss(Loss):
-    """Base of the losses that compare the logits [B, K >= 2] of two networks: a subclass writes `value` only.
-
-    One logit (K = 1) is taken as the two classes (0, z); logits come in float32 or wider.
-
-    Class attributes:
-      least_classes: `init` refuses networks of fewer classes.
-    """
-
-    least_classes: ClassVar[int] = 2
-
-    def init(self, key: Array, student: Outputs, teacher: Outputs | None) -> PyTree:
-        """`{}`, after checking that both networks have as many classes, and enough of them."""
-        del key
-        k_s, k_t = (jax.eval_shape(as_classes, out.logits).shape[-1] for out in (student, require_teacher(teacher)))
-        _require_same_width(k_s, k_t)
-        if k_s < self.least_classes:
-            raise UsageError(f"this loss needs at least {self.least_classes} classes, got {k_s}; use loss=kd")
-        return {}
-
-    def __call__(self, params: PyTree, student: Outputs, teacher: Outputs | None, batch: Batch) -> Array:
-        del params
-        z_s, z_t = (at_least_float32(as_classes(out.logits)) for out in (student, require_teacher(teacher)))
-        return self.value(z_s, z_t, batch)
-
-    def value(self, z_s: Array, z_t: Array, batch: Batch) -> Array:
-        """Values [B] of the student's and the teacher's logits [B, K]."""
-        raise NotImplementedError
 
 
 def _log_mixture(difference: Array, alpha: float | Array) -> Array:
@@ -165,7 +132,7 @@ class TotalVariation(ClassLogitsLoss):
 
 @loss("bce_soft")
 @pytree
-class SoftBCE(Loss):
+class SoftBCE(SameLogitsLoss):
     """Binary cross-entropy of each logit with the teacher's probability of it: for sigmoid and multi-label outputs.
 
     Value [B] = mean_c ("mean") or sum_c ("sum") of -q log p - (1 - q) log(1 - p), q = sigmoid(z_t / T),
@@ -190,12 +157,6 @@ class SoftBCE(Loss):
     def __post_init__(self) -> None:
         require_positive(temperature=self.temperature)
         require_one_of(("mean", "sum"), reduction=self.reduction)
-
-    def init(self, key: Array, student: Outputs, teacher: Outputs | None) -> PyTree:
-        """`{}`, after checking that both networks have as many logits."""
-        del key
-        _require_same_width(student.logits.shape[-1], require_teacher(teacher).logits.shape[-1])
-        return {}
 
     def __call__(self, params: PyTree, student: Outputs, teacher: Outputs | None, batch: Batch) -> Array:
         del params, batch

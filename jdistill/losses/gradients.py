@@ -14,7 +14,7 @@ from jdistill.errors import UsageError
 from jdistill.losses import _layers
 from jdistill.losses.base import Loss, loss
 from jdistill.losses.features import Attention
-from jdistill.losses.logits import _require_same_width, as_classes
+from jdistill.losses.logits import as_classes, require_same_width
 from jdistill.pytrees import pytree, require_one_of, require_positive, static
 from jdistill.types import Batch, Context, Network, Outputs, PyTree
 
@@ -140,7 +140,7 @@ class JacobianMatching(_OnInputs):
     def init(self, key: Array, student: Outputs, teacher: Outputs | None) -> PyTree:
         """`{}`, after checking that both networks have as many logits."""
         del key
-        _require_same_width(student.logits.shape[-1], _layers.require_teacher(teacher).logits.shape[-1])
+        require_same_width(student.logits.shape[-1], _layers.require_teacher(teacher).logits.shape[-1])
         return {}
 
     def values(self, student: Network, teacher: Network, batch: Batch, key: Array) -> Array:

@@ -9,7 +9,7 @@ from jax import Array
 from jdistill.errors import UsageError
 from jdistill.losses import _layers
 from jdistill.losses.base import Loss, loss
-from jdistill.losses.logits import _require_same_width
+from jdistill.losses.logits import require_same_width
 from jdistill.pytrees import pytree, require_nonnegative, static
 from jdistill.types import Batch, Outputs, PyTree
 
@@ -63,15 +63,13 @@ class InstanceRelationshipGraph(Loss):
             transformation_weight=self.transformation_weight,
             edge_transformation_weight=self.edge_transformation_weight,
         )
-        _layers.require_names(self.layers)
-        if self.layers is not None and len(self.layers) < 2:
-            raise UsageError(f"layers must be at least two names, got {', '.join(self.layers)}")
+        _layers.require_names(self.layers, least=2)
 
     def init(self, key: Array, student: Outputs, teacher: Outputs | None) -> PyTree:
         """`{}`, after checking that the layers exist and that the networks have as many logits."""
         del key
         teacher = _layers.require_teacher(teacher)
-        _require_same_width(student.logits.shape[-1], teacher.logits.shape[-1])
+        require_same_width(student.logits.shape[-1], teacher.logits.shape[-1])
         self._pairs(student, teacher)
         return {}
 

@@ -1,5 +1,7 @@
 """Losses on the logits: cross-entropy, knowledge distillation, logit regression, and none."""
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -26,12 +28,53 @@ def _log_probabilities(logits: Array, temperature: float | Array = 1.0) -> Array
     return jax.nn.log_softmax(at_least_float32(as_classes(logits)) / temperature, axis=-1)
 
 
-def _require_same_width(student: int, teacher: int) -> None:
+def require_same_width(student: int, teacher: int) -> None:
+    """Raises `UsageError` where two networks have different numbers of logits."""
     if student != teacher:
         raise UsageError(
             f"student and teacher must have as many logits as each other, got {student} and {teacher}; "
             "give both networks the same classes, or use a loss on features (loss=hint, loss=attention)"
         )
+
+
+class ClassLogitsLoss(Loss):
+    """Base of the losses that compare the logits [B, K >= 2] of two networks: a subclass writes `value` only.
+
+    One logit (K = 1) is taken as the two classes (0, z); logits come in float32 or wider.
+
+    Class attributes:
+      least_classes: `init` refuses networks of fewer classes.
+    """
+
+    least_classes: ClassVar[int] = 2
+
+    def init(self, key: Array, student: Outputs, teacher: Outputs | None) -> PyTree:
+        """`{}`, after checking that both networks have as many classes, and enough of them."""
+        del key
+        k_s, k_t = (jax.eval_shape(as_classes, out.logits).shape[-1] for out in (student, require_teacher(teacher)))
+        require_same_width(k_s, k_t)
+        if k_s < self.least_classes:
+            raise UsageError(f"this loss needs at least {self.least_classes} classes, got {k_s}; use loss=kd")
+        return {}
+
+    def __call__(self, params: PyTree, student: Outputs, teacher: Outputs | None, batch: Batch) -> Array:
+        del params
+        z_s, z_t = (at_least_float32(as_classes(out.logits)) for out in (student, require_teacher(teacher)))
+        return self.value(z_s, z_t, batch)
+
+    def value(self, z_s: Array, z_t: Array, batch: Batch) -> Array:
+        """Values [B] of the student's and the teacher's logits [B, K]."""
+        raise NotImplementedError
+
+
+class SameLogitsLoss(Loss):
+    """Base of the losses that compare the logits [B, K >= 1] of two networks as they are: one logit stays one logit."""
+
+    def init(self, key: Array, student: Outputs, teacher: Outputs | None) -> PyTree:
+        """`{}`, after checking that both networks have as many logits."""
+        del key
+        require_same_width(student.logits.shape[-1], require_teacher(teacher).logits.shape[-1])
+        return {}
 
 
 @loss("cross_entropy")
@@ -67,7 +110,7 @@ class CrossEntropy(Loss):
 
 @loss("kd")
 @pytree
-class KD(Loss):
+class KD(ClassLogitsLoss):
     """Knowledge distillation: KL divergence from the teacher's softened probabilities to the student's.
 
     Value [B] = T^2 sum_c p_t (log p_t - log p_s), p = softmax(z / T), in float32 or wider: Hinton et al. 2015,
@@ -88,23 +131,15 @@ class KD(Loss):
     def __post_init__(self) -> None:
         require_positive(temperature=self.temperature)
 
-    def init(self, key: Array, student: Outputs, teacher: Outputs | None) -> PyTree:
-        """`{}`, after checking that both networks have as many classes."""
-        del key
-        widths = [jax.eval_shape(as_classes, out.logits).shape[-1] for out in (student, require_teacher(teacher))]
-        _require_same_width(*widths)
-        return {}
-
-    def __call__(self, params: PyTree, student: Outputs, teacher: Outputs | None, batch: Batch) -> Array:
-        del params, batch
-        log_ps = _log_probabilities(student.logits, self.temperature)
-        log_pt = _log_probabilities(require_teacher(teacher).logits, self.temperature)
+    def value(self, z_s: Array, z_t: Array, batch: Batch) -> Array:
+        del batch
+        log_ps, log_pt = (jax.nn.log_softmax(z / self.temperature) for z in (z_s, z_t))
         return self.temperature**2 * jnp.sum(jnp.exp(log_pt) * (log_pt - log_ps), axis=-1)
 
 
 @loss("logit_mse")
 @pytree
-class LogitMSE(Loss):
+class LogitMSE(SameLogitsLoss):
     """Squared difference of the logits.
 
     Value [B] = mean_c (z_s - z_t)^2 ("mean"), or 1/2 sum_c (z_s - z_t)^2 ("half_sum"), in float32 or wider: Ba & Caruana
@@ -122,12 +157,6 @@ class LogitMSE(Loss):
 
     def __post_init__(self) -> None:
         require_one_of(("mean", "half_sum"), reduction=self.reduction)
-
-    def init(self, key: Array, student: Outputs, teacher: Outputs | None) -> PyTree:
-        """`{}`, after checking that both networks have as many logits."""
-        del key
-        _require_same_width(student.logits.shape[-1], require_teacher(teacher).logits.shape[-1])
-        return {}
 
     def __call__(self, params: PyTree, student: Outputs, teacher: Outputs | None, batch: Batch) -> Array:
         del params, batch

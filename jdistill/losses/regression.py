@@ -7,7 +7,7 @@ from jax import Array
 from jdistill.losses._layers import at_least_float32, require_teacher
 from jdistill.losses.base import Loss, loss
 from jdistill.losses.divergences import ClassLogitsLoss
-from jdistill.losses.logits import _require_same_width, as_classes
+from jdistill.losses.logits import SameLogitsLoss, as_classes, require_same_width
 from jdistill.pytrees import pytree, require_nonnegative, require_one_of, require_positive, static
 from jdistill.types import Batch, Outputs, PyTree
 
@@ -49,7 +49,7 @@ class SoftMSE(ClassLogitsLoss):
 
 @loss("huber")
 @pytree
-class Huber(Loss):
+class Huber(SameLogitsLoss):
     """Huber loss of the logits: squared for small differences, linear for large ones.
 
     Value [B] = mean_c ("mean") or sum_c ("sum") of h(z_s - z_t), h(d) = d^2 / 2 where |d| <= delta, else
@@ -75,12 +75,6 @@ class Huber(Loss):
         require_positive(delta=self.delta)
         require_one_of(("mean", "sum"), reduction=self.reduction)
         require_one_of(("huber", "smooth_l1"), scale=self.scale)
-
-    def init(self, key: Array, student: Outputs, teacher: Outputs | None) -> PyTree:
-        """`{}`, after checking that both networks have as many logits."""
-        del key
-        _require_same_width(student.logits.shape[-1], require_teacher(teacher).logits.shape[-1])
-        return {}
 
     def __call__(self, params: PyTree, student: Outputs, teacher: Outputs | None, batch: Batch) -> Array:
         del params, batch
@@ -125,7 +119,7 @@ class TeacherBounded(Loss):
     def init(self, key: Array, student: Outputs, teacher: Outputs | None) -> PyTree:
         """`{}`, after checking that both networks have as many predictions."""
         del key
-        _require_same_width(*(jax.eval_shape(self._predict, out).shape[-1] for out in (student, require_teacher(teacher))))
+        require_same_width(*(jax.eval_shape(self._predict, out).shape[-1] for out in (student, require_teacher(teacher))))
         return {}
 
     def __call__(self, params: PyTree, student: Outputs, teacher: Outputs | None, batch: Batch) -> Array:

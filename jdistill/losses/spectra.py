@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jdistill.errors import UsageError
 from jdistill.losses import _layers
 from jdistill.losses.base import Loss, loss
 from jdistill.pytrees import pytree, require_nonnegative, require_positive, static
@@ -62,26 +61,13 @@ class SingularVectors(Loss):
     def __post_init__(self) -> None:
         require_positive(bandwidth=self.bandwidth, vectors=self.vectors)
         require_nonnegative(extra_vectors=self.extra_vectors)
-        _layers.require_names(self.layers)
-        if self.layers is not None and len(self.layers) < 2:
-            raise UsageError(f"layers must be at least two names, got {', '.join(self.layers)}")
+        _layers.require_names(self.layers, least=2)
 
     def init(self, key: Array, student: Outputs, teacher: Outputs | None) -> PyTree:
         """`{}`, after checking that the layers exist, are maps and have equal channels."""
         del key
         teacher = _layers.require_teacher(teacher)
-        pairs = _layers.pairs_of_maps(student, teacher, self.layers)
-        if len(pairs) < 2:
-            raise UsageError(
-                f"layers must be at least two maps of both networks, which share only {', '.join(pairs)} "
-                f"(student: {_layers.listing(student)}; teacher: {_layers.listing(teacher)})"
-            )
-        for name, (f_s, f_t) in pairs.items():
-            if f_s.shape[3] != f_t.shape[3]:
-                raise UsageError(
-                    f"layers must have equal channels in both networks, '{name}' has {f_s.shape[3]} in the student and "
-                    f"{f_t.shape[3]} in the teacher; choose networks of one width, or loss=nst"
-                )
+        _layers.require_chain(student, teacher, _layers.pairs_of_maps(student, teacher, self.layers))
         return {}
 
     def __call__(self, params: PyTree, student: Outputs, teacher: Outputs | None, batch: Batch) -> Array:

@@ -52,16 +52,14 @@ def counts(term: Term) -> bool:
     return not (isinstance(term.weight, int | float) and term.weight == 0)
 
 
-def of(term: Term, learner: str, teacher: str | None = None, **changes: Any) -> Term:
+def of(term: Term, learner: str, teacher: str | None = None) -> Term:
     """`term` for another learner (and teacher); its name says which, save for the usual two."""
     names = [term.name]
     if learner != "student":
         names.append(learner)
     if teacher not in (None, "teacher"):
         names.append(f"from_{teacher}")
-    return dataclasses.replace(
-        term, name="_".join(names), learner=learner, teacher=teacher if term.teacher else None, **changes
-    )
+    return dataclasses.replace(term, name="_".join(names), learner=learner, teacher=teacher if term.teacher else None)
 
 
 def networks(field: str, value: Any) -> tuple[str, ...]:

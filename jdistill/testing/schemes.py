@@ -17,7 +17,7 @@ from jdistill.pytrees import as_leaves
 from jdistill.registry import build, options
 from jdistill.schemes import Scheme, Setting
 from jdistill.schemes.base import preparing
-from jdistill.stages import enter_stage, init_state, leave_stage
+from jdistill.stages import abstract, enter_stage, init_state, leave_stage
 from jdistill.teachers.targets import Live, Target
 from jdistill.testing.problem import ROWS, SIZE, draw_batch, labels, tiny
 from jdistill.train import Learner, Parts, make_step
@@ -100,8 +100,7 @@ def _labels() -> np.ndarray:
 
 
 def _stages(scheme: Scheme, loss: Loss, student: Model) -> tuple[Stage, ...]:
-    inputs = draw_batch(0, CLASSES)["inputs"]
-    outputs = jax.eval_shape(lambda x: student.apply(*student.init(jax.random.key(0), x), x)[0], inputs)
+    outputs = abstract(student, jax.eval_shape(lambda: draw_batch(0, CLASSES)["inputs"]))
     setting = Setting(
         task=Term(name="cross_entropy", loss=CrossEntropy()),
         distil=Term(name="loss", teacher="teacher" if loss.needs_teacher else None, loss=loss),
@@ -116,8 +115,7 @@ def _stages(scheme: Scheme, loss: Loss, student: Model) -> tuple[Stage, ...]:
 
 
 def _parts(scheme: Scheme, loss: Loss, student: Model, teacher: Model, frozen_names: tuple[str, ...]) -> Parts:
-    inputs = draw_batch(0, CLASSES)["inputs"]
-    outputs = jax.eval_shape(lambda x: student.apply(*student.init(jax.random.key(0), x), x)[0], inputs)
+    outputs = abstract(student, jax.eval_shape(lambda: draw_batch(0, CLASSES)["inputs"]))
     of_group = {"student": student, "teacher": teacher}
     learners = (
         Learner("student", student),
