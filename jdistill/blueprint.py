@@ -17,6 +17,7 @@ from jdistill.losses import Loss
 from jdistill.method import Method, Rows, Stage, Term
 from jdistill.networks import Frozen, frozen_networks, network, optimizer, trained_networks
 from jdistill.optim import Optimizer
+from jdistill.parallel import Single
 from jdistill.pytrees import as_leaves, require_nonnegative, structure_key
 from jdistill.records import Tracker
 from jdistill.registry import build, number
@@ -46,7 +47,7 @@ class Blueprint:
     scheme: Scheme
     compressors: tuple[Compressor, ...]
     optim: Optimizer
-    parallel: configs.Single
+    parallel: Single
     tracker: Tracker
     policy: CheckpointPolicy
 

@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
@@ -81,21 +81,6 @@ class TrainConfig:
 SCHEMAS = {"checkpoint": CheckpointConfig, "evaluate": EvaluateConfig, "transfer": TransferConfig}
 
 ConfigStore.instance().store(name="train_schema", node=TrainConfig, provider="jdistill")
-
-
-class Single(NamedTuple):
-    """One device. `strategy` is how steps are called, `device_bytes` the largest training set kept on the device."""
-
-    strategy: str
-    device_bytes: float
-
-
-@register("parallel", "single")
-def single(strategy: str = "auto", device_bytes: float = 4e9) -> Single:
-    """One device; steps one by one (`loop`), many in one call (`block`), or whichever is faster there (`auto`)."""
-    require_one_of(("auto", "loop", "block"), strategy=strategy)
-    require_positive(device_bytes=device_bytes)
-    return Single(strategy, device_bytes)
 
 
 WITHOUT_NETWORK: dict[str, tuple[Any, Any]] = {

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,10 +45,15 @@ def _abstract(model: Model, params: PyTree, state: PyTree, inputs: PyTree) -> Ou
     return jax.eval_shape(lambda p, s, x: model.apply(p, s, x, train=False)[0], params, state, inputs)
 
 
+def abstract(model: Model, inputs: Any) -> Outputs:
+    """Shapes of what a network gives for `inputs` (abstract or not); kept, since every job of a sweep asks for the same."""
+    return _abstract_of(model, tuple(inputs.shape), jnp.dtype(inputs.dtype))
+
+
 @functools.lru_cache(maxsize=64)
-def abstract(model: Model, inputs: jax.ShapeDtypeStruct) -> Outputs:
-    """Shapes of what a network gives for `inputs`; kept, since every job of a sweep asks for the same."""
-    return jax.eval_shape(lambda x: model.apply(*model.init(jax.random.key(0), x), x, train=False)[0], inputs)
+def _abstract_of(model: Model, shape: tuple[int, ...], dtype: Any) -> Outputs:
+    given = jax.ShapeDtypeStruct(shape, dtype)
+    return jax.eval_shape(lambda x: model.apply(*model.init(jax.random.key(0), x), x, train=False)[0], given)
 
 
 def leave_stage(stage: Stage, state: TrainState) -> TrainState:

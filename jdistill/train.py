@@ -237,7 +237,7 @@ def make_step(parts: Parts) -> Callable[..., tuple[TrainState, dict[str, Array]]
 
 
 class Programs(NamedTuple):
-    """Compiled forms of one step.
+    """Compiled forms of one step. Of a population all but `frozen`, `data`, `start`, `count`, `lengths` have members first.
 
     Attributes:
       single: `(state, totals, frozen, batch, key, stage, lengths) -> (state, totals)`, one step on a given batch.
@@ -251,21 +251,26 @@ class Programs(NamedTuple):
 
 
 @functools.lru_cache(maxsize=64)
-def programs(parts: Parts) -> Programs:
-    """The compiled programs of `parts`, kept for the next run that has equal ones."""
+def programs(parts: Parts, stacked: bool = False) -> Programs:
+    """The compiled programs of `parts`, kept for the next run that has equal ones; `stacked` for a population."""
     step = make_step(parts)
 
     def single(state, totals, frozen, batch, key, stage, lengths):
         state, metrics = step(state, frozen, batch, key, stage, lengths)
         return state, add(totals, metrics)
 
-    def block(state, totals, frozen, data, order, start, count, key, stage, lengths):
-        size = stage.optim.batch_size
+    def nth(i, state, totals, frozen, data, order, key, stage, lengths):
+        rows = jax.lax.dynamic_slice(order, (i * stage.optim.batch_size,), (stage.optim.batch_size,))
+        return single(state, totals, frozen, take(data, rows), key, stage, lengths)
 
+    if stacked:
+        own = {name: 0 if name == "initial" else None for name, _ in parts.targets}
+        single = jax.vmap(single, in_axes=(0, 0, own, 0, 0, 0, None))
+        nth = jax.vmap(nth, in_axes=(None, 0, 0, own, None, 0, 0, 0, None))
+
+    def block(state, totals, frozen, data, order, start, count, key, stage, lengths):
         def body(i, carry):
-            rows = jax.lax.dynamic_slice(order, ((start + i) * size,), (size,))
-            state, totals = carry
-            return single(state, totals, frozen, take(data, rows), key, stage, lengths)
+            return nth(start + i, *carry, frozen, data, order, key, stage, lengths)
 
         return jax.lax.fori_loop(0, count, body, (state, totals))
 
