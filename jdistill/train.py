@@ -259,18 +259,19 @@ def programs(parts: Parts, stacked: bool = False) -> Programs:
         state, metrics = step(state, frozen, batch, key, stage, lengths)
         return state, add(totals, metrics)
 
-    def nth(i, state, totals, frozen, data, order, key, stage, lengths):
+    def chosen(i, state, totals, frozen, data, order, key, stage, lengths):
         rows = jax.lax.dynamic_slice(order, (i * stage.optim.batch_size,), (stage.optim.batch_size,))
-        return single(state, totals, frozen, take(data, rows), key, stage, lengths)
+        state, metrics = step(state, frozen, take(data, rows), key, stage, lengths)
+        return state, add(totals, metrics)
 
     if stacked:
         own = {name: 0 if name == "initial" else None for name, _ in parts.targets}
         single = jax.vmap(single, in_axes=(0, 0, own, 0, 0, 0, None))
-        nth = jax.vmap(nth, in_axes=(None, 0, 0, own, None, 0, 0, 0, None))
+        chosen = jax.vmap(chosen, in_axes=(None, 0, 0, own, None, 0, 0, 0, None))
 
     def block(state, totals, frozen, data, order, start, count, key, stage, lengths):
         def body(i, carry):
-            return nth(start + i, *carry, frozen, data, order, key, stage, lengths)
+            return chosen(start + i, *carry, frozen, data, order, key, stage, lengths)
 
         return jax.lax.fori_loop(0, count, body, (state, totals))
 
