@@ -56,30 +56,33 @@ def restore(path: Path, like: T) -> T:
 
 
 class Checkpoints:
-    """The checkpoints of one run, folders `STAGE-STEP`; the newest counts, older ones go once a newer one is whole."""
+    """The checkpoints of one fit, folders `STAGE-STEP`, of a population `STAGE-STEP-ROWS`.
+
+    The newest counts, older ones go once a newer one is whole.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def save(self, stage: int, step: int, tree: Any) -> None:
+    def save(self, stage: int, step: int, tree: Any, rows: int | None = None) -> None:
         """Writes the checkpoint of `step`, then deletes all others and what a killed save left behind."""
-        name = f"{stage}-{step}"
+        name = f"{stage}-{step}" + ("" if rows is None else f"-{rows}")
         save(self.folder / name, tree)
         for entry in self.folder.iterdir():
             if entry.name != name:
                 shutil.rmtree(entry, ignore_errors=True)
 
-    def latest(self) -> tuple[int, Path] | None:
-        """(stage, folder) of the newest checkpoint, or None."""
+    def latest(self) -> tuple[int, int, Path] | None:
+        """(stage, rows of a population or 0, folder) of the newest checkpoint, or None."""
         found = [
-            (tuple(map(int, match.groups())), entry)
+            (tuple(int(n or 0) for n in match.groups()), entry)
             for entry in self.folder.glob("*")
-            if (match := re.fullmatch(r"(\d+)-(\d+)", entry.name))
+            if (match := re.fullmatch(r"(\d+)-(\d+)(?:-(\d+))?", entry.name))
         ]
         if not found:
             return None
-        (stage, _), path = max(found)
-        return stage, path
+        (stage, _, rows), path = max(found)
+        return stage, rows, path
 
     def clear(self) -> None:
         """Deletes all checkpoints: the run is finished, or starts anew."""

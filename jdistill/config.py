@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from hydra.core.config_store import ConfigStore
 
 from jdistill.errors import UsageError, unknown
 from jdistill.plugins import load_plugins
-from jdistill.pytrees import require_one_of, require_positive
+from jdistill.pytrees import require_nonnegative, require_one_of, require_positive
 from jdistill.registry import build, check_keys, options, register
 
 GROUPS = ("data", "task", "teacher", "student", "loss", "scheme", "compression", "optim", "parallel", "tracker")
@@ -36,10 +37,12 @@ class EvaluateConfig:
     Attributes:
       every: epochs between validations while training.
       latency: time the artifact; `repeats` timed calls at each batch size.
+      patience: epochs of the last stage without a better validation accuracy, after which training ends; 0 for never.
       predictions: write `predictions.npz`: `ids`, `label`, `logits` and (with a teacher) `teacher_logits` of the test split.
     """
 
     every: int = 1
+    patience: int = 0
     latency: bool = True
     repeats: int = 100
     predictions: bool = False
@@ -125,6 +128,7 @@ def check_root(config: dict[str, Any]) -> None:
         raise UsageError(f"seed must be an integer, got {config['seed']!r}")
     try:
         require_positive(every=config["evaluate"]["every"], repeats=config["evaluate"]["repeats"])
+        require_nonnegative(patience=config["evaluate"]["patience"])
     except UsageError as error:
         raise UsageError(f"evaluate.{error}") from error
 
@@ -174,6 +178,41 @@ def fingerprint(config: dict[str, Any]) -> str:
         own["teacher"] = teacher | {key: _content(teacher[key]) for key in ("path", "checkpoint") if teacher.get(key)}
     own |= {group: _floats(own[group]) for group in ("loss", "task", "scheme") if group in own}
     return digest({"format": FORMAT, **own})
+
+
+class _Varies:
+    """Stands for a value that differs between the members of a population: whatever is done with it raises."""
+
+    def __init__(self, key: str):
+        self.key = key
+
+    def refuse(self, *_: Any) -> Any:
+        raise RuntimeError(f"'{self.key}' differs between the members of this population; read it from each member's config")
+
+    __str__ = __repr__ = __int__ = __float__ = __bool__ = __index__ = refuse  # type: ignore[assignment]
+
+
+class _Shared(dict[str, Any]):
+    """A dict that raises where a value differs between members."""
+
+    def __getitem__(self, key: str) -> Any:
+        value = super().__getitem__(key)
+        return value.refuse() if isinstance(value, _Varies) else value
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self[key] if key in self else default
+
+
+def shared(configs: Sequence[dict[str, Any]], prefix: str = "") -> dict[str, Any]:
+    """What the configs of a population have in common. To read a key in which they differ raises `RuntimeError`."""
+    out = _Shared()
+    for key in configs[0]:
+        values: list[Any] = [config.get(key) for config in configs]
+        if all(isinstance(value, dict) for value in values):
+            out[key] = shared(values, f"{prefix}{key}.")
+        else:
+            out[key] = values[0] if all(value == values[0] for value in values) else _Varies(f"{prefix}{key}")
+    return out
 
 
 def _floats(value: Any) -> Any:

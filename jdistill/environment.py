@@ -6,10 +6,11 @@ import platform
 import resource
 import subprocess
 import sys
+import threading
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 
 @functools.lru_cache(maxsize=1)
@@ -37,21 +38,28 @@ def peak_memory() -> int:
 
 
 class CompileClock:
-    """Seconds this process has spent tracing and compiling, from JAX's own events; nested ones count once."""
+    """Seconds each thread of this process has spent tracing and compiling, from JAX's own events; nested ones count once.
 
-    seconds = 0.0
+    `compiled` counts programs, of all threads.
+    """
+
     compiled = 0
-    _spans: ClassVar[list[tuple[float, float]]] = []
+    _own = threading.local()
+
+    @classmethod
+    def spent(cls) -> float:
+        """Seconds of this thread so far."""
+        return getattr(cls._own, "seconds", 0.0)
 
     @classmethod
     def _listen(cls, event: str, duration_secs: float, **_: Any) -> None:
         if not event.startswith("/jax/core/compile/"):
             return
-        end = time.perf_counter()
-        while cls._spans and cls._spans[-1][0] >= end - duration_secs:
-            cls.seconds -= cls._spans.pop()[1]  # it happened inside this one
-        cls._spans = [*cls._spans[-8:], (end - duration_secs, duration_secs)]
-        cls.seconds += duration_secs
+        end, seconds, spans = time.perf_counter(), cls.spent(), getattr(cls._own, "spans", [])
+        while spans and spans[-1][0] >= end - duration_secs:
+            seconds -= spans.pop()[1]  # it happened inside this one
+        cls._own.spans = [*spans[-8:], (end - duration_secs, duration_secs)]
+        cls._own.seconds = seconds + duration_secs
         cls.compiled += event.endswith("backend_compile_duration")
 
     @classmethod

@@ -1,9 +1,12 @@
-"""The training loop: stages, epochs, blocks of steps; records, checkpoints and resuming. The arithmetic is in `train`."""
+"""The training loop: stages, epochs, blocks of steps; records, checkpoints and resuming. The arithmetic is in `train`.
 
-import dataclasses
+One loop serves a single run and a population, whose state has a leading axis of members on every leaf.
+"""
+
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,319 +14,347 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jdistill.checkpoint import Checkpoints, restore
-from jdistill.errors import RunError, UsageError
-from jdistill.method import Method, Stage
-from jdistill.pytrees import as_leaves, require_nonnegative
-from jdistill.records import MetricsFile
-from jdistill.stages import enter_stage, leave_stage
-from jdistill.train import (
-    Keys,
-    Parts,
-    TrainState,
-    effective,
-    epoch_order,
-    programs,
-    take_jit,
-    zero_totals,
-)
+from jdistill import stacking
+from jdistill.checkpoint import restore
+from jdistill.errors import RunError
+from jdistill.fitting import Fitted, Setup, sample_of, steps_per_epoch
+from jdistill.machine import MACHINE
+from jdistill.method import Stage
+from jdistill.pytrees import as_leaves
+from jdistill.stages import abstract_outputs, enter_stage, leave_stage
+from jdistill.standing import DIVERGED, PRUNED, STOPPED, Diverged, Interrupted, Pruned, Standing
+from jdistill.train import TrainState, effective, epoch_order, epoch_orders, take_jit, take_members, zero_totals
 from jdistill.types import PyTree
 
 BLOCK_SECONDS = 1.0
 
 
-class Diverged(RunError):
-    """The training loss is no longer a finite number."""
-
-
-class Interrupted(RunError):
-    """The run was asked to stop; a checkpoint was written and the same command continues it."""
-
-
-@dataclasses.dataclass(frozen=True)
-class CheckpointPolicy:
-    """When to write checkpoints: whichever comes first; 0 switches a rule off. It never changes results."""
-
-    every_steps: int = 0
-    every_epochs: int = 0
-    every_seconds: float = 60.0
-
-    def __post_init__(self) -> None:
-        require_nonnegative(every_steps=self.every_steps, every_epochs=self.every_epochs, every_seconds=self.every_seconds)
-
-
 class Cursor(NamedTuple):
-    """Where a run is: stage, epoch of the stage, step of the epoch; epochs since the start; bytes of metrics written."""
+    """Where a fit is: stage, epoch of the stage, step of the epoch; epochs since the start."""
 
     stage: int = 0
     epoch: int = 0
     position: int = 0
     total_epochs: int = 0
-    log_bytes: int = 0
 
 
-class Best(NamedTuple):
-    """The best epoch of the current stage: validation value (-inf before any), its number, and the network then."""
+def fit(setup: Setup) -> list[Fitted | RunError]:
+    """Trains all members through all stages; continues from the newest checkpoint if there is one.
 
-    value: np.floating[Any]
-    epoch: np.integer[Any]
-    variables: PyTree
-
-
-class Fitted(NamedTuple):
-    """What training gave.
-
-    Attributes:
-      state: the final state.
-      variables: the network to report, `(effective params, running statistics)`.
-      epoch: the epoch it is from, counted from 1 over all stages.
-      train_metrics: of the last epoch.
-      seconds, examples: spent and seen in compiled steps, without the first call of each stage, which compiles.
-    """
-
-    state: TrainState
-    variables: tuple[PyTree, PyTree]
-    epoch: int
-    train_metrics: dict[str, float]
-    seconds: float
-    examples: int
-
-
-@dataclasses.dataclass
-class Setup:
-    """Everything `fit` needs.
-
-    Attributes:
-      data: host arrays `inputs`, `label` of the training split.
-      resident: keep the data on the device and run blocks of compiled steps; otherwise batches are sent one by one.
-      strategy: `block` (many steps a call, where a loop inside the program is cheap) or `loop` (one step a call).
-      evaluate: `(params, state) -> {metric: value}` on held-out data, or None; `evaluated` names the split.
-      select: metric of `evaluate` whose largest value picks the reported epoch, or None for the last epoch.
-      observed: names that `parts.observe` gives.
-    """
-
-    parts: Parts
-    method: Method
-    data: dict[str, Any]
-    frozen: PyTree
-    keys: Keys
-    strategy: str
-    resident: bool
-    metrics: MetricsFile
-    checkpoints: Checkpoints | None
-    policy: CheckpointPolicy
-    observed: tuple[str, ...]
-    initial: TrainState
-    evaluate: Callable[[PyTree, PyTree], dict[str, float]] | None = None
-    evaluated: str = "validation"
-    evaluate_every: int = 1
-    select: str | None = None
-    stop: Callable[[], bool] = lambda: False
-    progress: Callable[[str, int, int, float], None] = lambda *_: None
-
-
-def steps_per_epoch(stage: Stage, examples: int) -> int:
-    """Steps in one epoch; raises `UsageError` when the batch is larger than the data."""
-    size = stage.optim.batch_size
-    if size > examples and stage.optim.drop_last:
-        raise UsageError(
-            f"optim.batch_size is {size}, but there are {examples} training examples; lower it or set optim.drop_last=false"
-        )
-    return examples // size if stage.optim.drop_last else math.ceil(examples / size)
-
-
-def sample_of(data: dict[str, Any]) -> dict[str, Any]:
-    """Shapes and dtypes of a batch of two rows of `data`."""
-    shapes = {k: jax.ShapeDtypeStruct((2, *v.shape[1:]), v.dtype) for k, v in data.items()}
-    return {**shapes, "index": jax.ShapeDtypeStruct((2,), np.int32)}
-
-
-def fit(setup: Setup) -> Fitted:
-    """Trains through all stages; continues from the newest checkpoint if there is one.
+    A member that diverged or was pruned gives its exception; the others go on.
 
     Raises:
-      Diverged: the loss of an epoch is not finite.
       Interrupted: `setup.stop()` said so; a checkpoint is on disk.
     """
     return _Fit(setup).run()
 
 
+def fit_one(setup: Setup) -> Fitted:
+    """`fit` of a single run.
+
+    Raises:
+      Diverged: the loss of an epoch is not finite.
+      Interrupted: as `fit`.
+    """
+    (fitted,) = fit(setup)
+    if isinstance(fitted, RunError):
+        raise fitted
+    return fitted
+
+
 class _Fit:
-    """The mutable part of one `fit`: the carry, the cursor, the clock."""
+    """The mutable part of one `fit`: the carry, the cursor, the standing of the members, the clock."""
 
     def __init__(self, setup: Setup):
-        self.setup = setup
-        self.stages = tuple(as_leaves(stage) for stage in setup.method.stages)
-        self.epochs = [int(stage.optim.epochs) for stage in setup.method.stages]
+        self.setup, self.members = setup, setup.members
+        self.own_stages = [tuple(as_leaves(stage) for stage in m.method.stages) for m in self.members]
+        first = self.members[0].method.stages
+        self.epochs = [int(stage.optim.epochs) for stage in first]
         self.examples = len(setup.data["label"])
-        self.rows = [None if s.rows is None else s.rows.select(np.asarray(setup.data["label"])) for s in self.stages]
-        self.programs = programs(setup.parts)
+        self.rows = [None if s.rows is None else s.rows.select(np.asarray(setup.data["label"])) for s in first]
+        self.programs = setup.layout.programs(setup.parts, len(self.members) if setup.stacked else None)
         self.sample = sample_of(setup.data)
         self.cursor = Cursor()
+        self.standing = Standing.beginning(len(self.members))
+        self.reasons: dict[int, str] = {}
+        self.shapes: dict[int, Any] = {}
         self.seconds, self.trained = 0.0, 0
         self.rate, self.compiled = 0.0, False
-        self.train_metrics: dict[str, float] = {}
-        self.data = setup.data
-        if setup.resident:
-            self.data = {name: jnp.asarray(array) for name, array in setup.data.items()}
+        self.train_metrics: list[dict[str, float]] = [{} for _ in self.members]
+        self.data = setup.layout.put_data(setup.data) if setup.resident else setup.data
+        self.keeps = setup.select is not None or setup.patience > 0
+        if setup.stacked:
+            self.shared = stacking.stack([(stages, m.keys) for stages, m in zip(self.own_stages, self.members, strict=True)])
 
-    def run(self) -> Fitted:
+    def run(self) -> list[Fitted | RunError]:
         self._begin()
-        for index in range(self.cursor.stage, len(self.stages)):
-            if index > self.cursor.stage:
+        for index in range(self.cursor.stage, len(self.epochs)):
+            if index > self.cursor.stage and self.standing.running.any():
                 self._enter(index)
             for _ in range(self.cursor.epoch, self.epochs[index]):
-                self._epoch(self.stages[index])
-        stage = self.stages[-1]
-        if self.setup.select is not None:
-            variables, epoch = self.best.variables, int(self.best.epoch)
+                if self.standing.running.any():
+                    self._epoch()
+        if self.setup.last_checkpoint:
+            self._save()
+        return [self._fitted(i) for i in range(len(self.members))]
+
+    def _fitted(self, index: int) -> Fitted | RunError:
+        """What became of a member."""
+        standing, setup = self.standing, self.setup
+        how, epoch = standing.ended[index], int(standing.ended_epoch[index])
+        if how == DIVERGED:
+            return Diverged(f"diverged: the training loss is not finite in epoch {epoch} (lower optim.lr or loss.weight)")
+        if how == PRUNED:
+            return Pruned(self.reasons.get(index, f"pruned in epoch {epoch}"))
+        slot = np.flatnonzero(standing.slots == index)
+        state = self.state
+        if setup.stacked and len(slot):
+            state = stacking.member(self.state, int(slot[0]))
+        if setup.select is not None or how == STOPPED:
+            variables = stacking.member(self.kept, index) if setup.stacked else self.kept
+            epoch = int(standing.best_epoch[index]) if setup.select is not None else epoch
         else:
-            variables, epoch = self._variables(stage), self.cursor.total_epochs
-        return Fitted(self.state, variables, epoch, self.train_metrics, self.seconds, self.trained)
+            variables, epoch = self._variables(), self.cursor.total_epochs
+            variables = stacking.member(variables, int(slot[0])) if setup.stacked else variables
+        share, steps = self.seconds / len(self.members), self._step()
+        if how == STOPPED:  # the others may have gone on, in the same last stage
+            later = self.cursor.total_epochs - int(standing.ended_epoch[index])
+            steps -= later * steps_per_epoch(self.members[0].method.stages[-1], self.examples)
+        return Fitted(state, steps, variables, epoch, self.train_metrics[index], share, self.trained)
 
     # -- beginning, resuming, stages
 
     def _begin(self) -> None:
         setup = self.setup
-        self.state = self._entered(0, setup.initial)
-        self._reset(0)
+        with MACHINE.compiling:
+            self._place([self._entered(0, i, m.initial) for i, m in enumerate(self.members)])
+        self.kept = self._kept_at_first()
         latest = setup.checkpoints.latest() if setup.checkpoints else None
         if latest is None:
-            setup.metrics.truncate(0)
+            for m in self.members:
+                m.metrics.truncate(0)
         else:
             self._resume(*latest)
-        self.saved_at, self.saved_step = time.monotonic(), int(self.state.step)
+        self.saved_at, self.saved_step = time.monotonic(), self._step()
 
-    def _resume(self, stage: int, path: Path) -> None:
-        state = jax.eval_shape(lambda: self.state)
+    def _resume(self, stage: int, width: int, path: Path) -> None:
+        one = jax.eval_shape(lambda: self._entered(0, 0, self.members[0].initial))
         for index in range(1, stage + 1):
-            state = jax.eval_shape(lambda s, index=index: self._entered(index, s), state)
-        self._reset(stage, state)
-        carry = restore(path, self._carry_like(state))
-        self.state, self.totals, self.best = carry["state"], carry["totals"], Best(*carry["best"])
+            one = jax.eval_shape(lambda s, index=index: self._entered(index, 0, s), one)
+        variables = (one.params["student"], one.model_state["student"])
+        if self.setup.stacked:
+            one, variables = stacking.widened(one, width), stacking.widened(variables, len(self.members))
+        standing = Standing.beginning(len(self.members), width if self.setup.stacked else None)
+        self.cursor, self.standing = self.cursor._replace(stage=stage), standing
+        self._arrange()
+        carry = restore(path, self._carry(one, standing, variables if self.keeps else ()))
+        self.standing = Standing(*(np.array(leaf) for leaf in carry["standing"]))
         self.cursor = Cursor(*(int(n) for n in np.asarray(carry["cursor"])))
-        self.setup.metrics.truncate(self.cursor.log_bytes)
-        self.train_metrics = self.setup.metrics.last().get("train", {})
+        self._arrange()
+        put, width_ = self.setup.layout.put, self._width()
+        self.state, self.totals = put(carry["state"], width_), put(carry["totals"], width_)
+        self.kept = carry["kept"]
+        for i, m in enumerate(self.members):
+            m.metrics.truncate(int(self.standing.log_bytes[i]))
+            self.train_metrics[i] = m.metrics.last().get("train", {})
 
-    def _carry_like(self, state: TrainState) -> dict[str, Any]:
-        return {"state": state, "totals": self.totals, "best": tuple(self.best), "cursor": np.zeros(5, np.int64)}
+    def _carry(self, state: Any, standing: Standing, kept: PyTree) -> dict[str, Any]:
+        cursor = np.asarray(self.cursor, np.int64)
+        return {"state": state, "totals": self.totals, "standing": tuple(standing), "kept": kept, "cursor": cursor}
 
-    def _entered(self, index: int, state: TrainState) -> TrainState:
-        setup, key = self.setup, jax.random.fold_in(self.setup.keys.init, 100 + index)
+    def _width(self) -> int | None:
+        return len(self.standing.slots) if self.setup.stacked else None
+
+    def _step(self) -> int:
+        return int(np.asarray(self.state.step).reshape(-1)[0])
+
+    def _entered(self, index: int, i: int, state: TrainState) -> TrainState:
+        """Member `i`'s own state at the beginning of stage `index`."""
+        setup, frozen = self.setup, dict(self.setup.frozen)
+        key = jax.random.fold_in(self.members[i].keys.init, 100 + index)
+        if setup.stacked and "initial" in frozen:
+            frozen["initial"] = stacking.member(frozen["initial"], i)
         if index:
-            state = leave_stage(self.stages[index - 1], state)
-        return enter_stage(setup.parts, self.stages[index], state, key, self.sample, setup.frozen, setup.data["label"])
+            state = leave_stage(self.own_stages[i][index - 1], state)
+        stage = self.own_stages[i][index]
+        if index not in self.shapes:  # the same for all members
+            self.shapes[index] = abstract_outputs(setup.parts, state, self.sample, frozen, stage)
+        outputs = self.shapes[index]
+        return enter_stage(setup.parts, stage, state, key, self.sample, frozen, setup.data["label"], outputs)
 
     def _enter(self, index: int) -> None:
-        self.state = self._entered(index, self.state)
+        states = [self.state]
+        if self.setup.stacked:
+            states = [stacking.member(self.state, slot) for slot in range(len(self.standing.slots))]
         self.cursor = self.cursor._replace(stage=index, epoch=0, position=0)
+        with MACHINE.compiling:
+            self._place([self._entered(index, int(i), s) for i, s in zip(self.standing.slots, states, strict=True)])
+        self.standing.best_value[:], self.standing.best_epoch[:] = -np.inf, 0
         self.rate, self.compiled = 0.0, False
-        self._reset(index)
 
-    def _reset(self, index: int, state: TrainState | None = None) -> None:
-        self.totals = zero_totals(self.stages[index], self.setup.observed)
-        variables: PyTree = ()
-        if self.setup.select is not None:
-            state = self.state if state is None else state
-            variables = (state.params["student"], state.model_state["student"])
-            if not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(variables)):
-                variables = jax.tree.map(jnp.copy, variables)  # the state's own buffers are donated to the step
-        self.best = Best(np.float64(-np.inf), np.int64(0), variables)
+    def _place(self, states: list[TrainState]) -> None:
+        """Takes the members' states of a stage as the present one."""
+        state = stacking.stack(states) if self.setup.stacked else states[0]
+        self._arrange()
+        self.state = self.setup.layout.put(state, self._width())
+
+    def _arrange(self) -> None:
+        """Stages, keys, frozen arrays and sums for the members that are in the state."""
+        setup, slots = self.setup, self.standing.slots
+        index = self.cursor.stage
+        self.frozen = setup.frozen
+        if setup.stacked:
+            arranged = stacking.members((self.shared[0][index], self.shared[1]), slots)
+            self.stage, self.keys = setup.layout.put(arranged, len(slots))
+            if "initial" in setup.frozen:
+                own = setup.layout.put(stacking.members(setup.frozen["initial"], slots), len(slots))
+                self.frozen = {**setup.frozen, "initial": own}
+        else:
+            self.stage, self.keys = self.own_stages[0][index], self.members[0].keys
+        self._zero()
+
+    def _zero(self) -> None:
+        totals = zero_totals(self.own_stages[0][self.cursor.stage], self.setup.observed)
+        if self.setup.stacked:
+            totals = {name: np.zeros(len(self.standing.slots), np.float32) for name in totals}
+            totals = self.setup.layout.put(totals, len(self.standing.slots))
+        self.totals = totals
+
+    def _kept_at_first(self) -> PyTree:
+        if not self.keeps:
+            return ()
+        variables = (self.state.params["student"], self.state.model_state["student"])
+        return jax.tree.map(jnp.copy, variables)  # the state's own buffers are donated to the step
 
     # -- one epoch
 
-    def _epoch(self, stage: Stage) -> None:
+    def _epoch(self) -> None:
         rows = self.rows[self.cursor.stage]
         self.examples = len(self.setup.data["label"]) if rows is None else len(rows)
-        steps = steps_per_epoch(self.setup.method.stages[self.cursor.stage], self.examples)
+        steps = steps_per_epoch(self.members[0].method.stages[self.cursor.stage], self.examples)
         epochs = self.epochs[self.cursor.stage]
-        order = epoch_order(self.setup.keys.order, self.examples, np.int32(self.cursor.total_epochs))
-        if rows is not None:
-            order = jnp.asarray(rows)[order]
         lengths = (np.float32(steps), np.float32(epochs))
+        order = None
         while self.cursor.position < steps:
             count = self._block_length(steps)
             started = time.perf_counter()
-            self._advance(stage, order, self.cursor.position, count, lengths)
-            jax.block_until_ready(self.totals)
+            with MACHINE.busy() if self.compiled else MACHINE.compiling:
+                order = self._order(rows) if order is None else order
+                self._advance(order, self.cursor.position, count, lengths)
+                jax.block_until_ready(self.totals)
             spent = time.perf_counter() - started
             if self.compiled:  # the first call of a stage compiles: not a rate
                 self.seconds += spent
-                self.trained += count * stage.optim.batch_size
+                self.trained += count * self.stage.optim.batch_size
                 self.rate = count / max(spent, 1e-9)
             self.compiled = True
             self.cursor = self.cursor._replace(position=self.cursor.position + count)
-            self.setup.progress(stage.name, self.cursor.epoch * steps + self.cursor.position, epochs * steps, self.rate)
+            done = self.cursor.epoch * steps + self.cursor.position
+            self.setup.progress(self.stage.name, done, epochs * steps, self.rate)
             if self.cursor.position < steps:
                 self._maybe_save()
-        self._end_epoch(stage)
+        self._end_epoch()
         self._maybe_save(epoch_ended=True)
+
+    def _order(self, rows: np.ndarray | None) -> Any:
+        make = epoch_orders if self.setup.stacked else epoch_order
+        order = make(self.keys.order, self.examples, np.int32(self.cursor.total_epochs))
+        return order if rows is None else jnp.asarray(rows)[order]
 
     def _block_length(self, steps: int) -> int:
         left = steps - self.cursor.position
         every = self.setup.policy.every_steps
         if self.setup.checkpoints and every:
-            left = min(left, every - int(self.state.step) % every)
+            left = min(left, every - self._step() % every)
         return min(left, max(1, int(self.rate * BLOCK_SECONDS)))  # one step while the rate is not known
 
-    def _advance(self, stage: Stage, order: Any, start: int, count: int, lengths: Any) -> None:
-        setup, key = self.setup, self.setup.keys.step
-        size = stage.optim.batch_size
+    def _advance(self, order: Any, start: int, count: int, lengths: Any) -> None:
+        setup, key, size = self.setup, self.keys.step, self.stage.optim.batch_size
         whole = min(count, max(0, self.examples // size - start))
         if setup.strategy == "block" and setup.resident and whole:
-            self.state, self.totals = self.programs.block(
-                self.state,
-                self.totals,
-                setup.frozen,
-                self.data,
-                order,
-                np.int32(start),
-                np.int32(whole),
-                key,
-                stage,
-                lengths,
-            )
+            span = (np.int32(start), np.int32(whole))
+            carry = (self.state, self.totals, self.frozen, self.data)
+            self.state, self.totals = self.programs.block(*carry, order, *span, key, self.stage, lengths)
             start, count = start + whole, count - whole
+        choose = take_members if setup.stacked else take_jit
         host_order = order if setup.resident else np.asarray(order)
         for i in range(start, start + count):
-            rows = host_order[i * size : (i + 1) * size]
-            batch = take_jit(self.data, rows) if setup.resident else self._host_batch(rows)
-            self.state, self.totals = self.programs.single(self.state, self.totals, setup.frozen, batch, key, stage, lengths)
+            rows = host_order[..., i * size : (i + 1) * size]
+            batch = choose(self.data, rows) if setup.resident else self._host_batch(rows)
+            carry = (self.state, self.totals, self.frozen, batch)
+            self.state, self.totals = self.programs.single(*carry, key, self.stage, lengths)
 
     def _host_batch(self, rows: np.ndarray) -> dict[str, Any]:
         return {**{name: array[rows] for name, array in self.data.items()}, "index": rows}
 
-    def _end_epoch(self, stage: Stage) -> None:
-        totals = {name: float(value) for name, value in self.totals.items()}
+    def _end_epoch(self) -> None:
+        cursor = self.cursor
+        last = cursor.epoch + 1 == self.epochs[cursor.stage]
+        self.cursor = cursor._replace(epoch=cursor.epoch + 1, position=0, total_epochs=cursor.total_epochs + 1)
+        totals = {name: np.asarray(value).reshape(-1) for name, value in self.totals.items()}
         examples = totals.pop("examples")
-        train = {name: value / examples for name, value in totals.items()}
-        cursor = self.cursor._replace(epoch=self.cursor.epoch + 1, position=0, total_epochs=self.cursor.total_epochs + 1)
-        if not math.isfinite(train["loss"]):
-            raise Diverged(
-                f"diverged: the training loss is {train['loss']} in epoch {cursor.epoch} of stage '{stage.name}'"
-                " (lower optim.lr or loss.weight)"
-            )
-        self.train_metrics = train
-        row: dict[str, Any] = {
-            "stage": stage.name,
-            "epoch": cursor.total_epochs,
-            "step": int(self.state.step),
-            "train": train,
-        }
-        last = cursor.epoch == self.epochs[cursor.stage]
-        if self.setup.evaluate is not None and (last or cursor.epoch % self.setup.evaluate_every == 0):
-            variables = self._variables(stage)
-            row[self.setup.evaluated] = found = self.setup.evaluate(*variables)
-            if self.setup.select is not None and found[self.setup.select] > self.best.value:
-                value = np.float64(found[self.setup.select])
-                self.best = Best(value, np.int64(cursor.total_epochs), jax.tree.map(jnp.copy, variables))
-        self.cursor = cursor._replace(log_bytes=self.setup.metrics.append(row))
-        self.totals = zero_totals(stage, self.setup.observed)
+        evaluated, found = None, None
+        if self.setup.evaluate is not None and (last or self.cursor.epoch % self.setup.evaluate_every == 0):
+            with MACHINE.busy():
+                evaluated = self._variables()
+                found = self.setup.evaluate(*evaluated)
+        improved = np.zeros(len(self.members), bool)
+        for slot, i in enumerate(self.standing.slots):
+            if self.standing.running[i]:
+                train = {name: float(value[slot] / examples[slot]) for name, value in totals.items()}
+                improved[i] = self._end_member_epoch(int(i), train, None if found is None else partial(found, slot))
+        if self.keeps and evaluated is not None:
+            self._keep(evaluated, improved)
+        rows = self.standing.compact(self.setup.multiple) if self.setup.stacked else None
+        over = last and self.cursor.stage == len(self.epochs) - 1
+        if rows is not None and not over:
+            self.state = stacking.members(self.state, rows)
+            self.standing = self.standing._replace(slots=self.standing.slots[rows])
+            self.state = self.setup.layout.put(self.state, len(rows))
+            self.rate, self.compiled = 0.0, False
+            self._arrange()
+        self._zero()
 
-    def _variables(self, stage: Stage) -> tuple[PyTree, PyTree]:
-        params = self.state.params["student"]
+    def _end_member_epoch(self, i: int, train: dict[str, float], measure: Callable[[], dict[str, float]] | None) -> bool:
+        """Records a member's epoch, ends the member where it is time; whether its network is now the one to report."""
+        standing, setup, epoch = self.standing, self.setup, self.cursor.total_epochs
+        if not math.isfinite(train["loss"]):
+            standing.end(i, DIVERGED, epoch)
+            return False
+        self.train_metrics[i] = train
+        row: dict[str, Any] = {"stage": self.stage.name, "epoch": epoch, "step": self._step(), "train": train}
+        better = False
+        if measure is not None:
+            row[setup.evaluated] = found = measure()
+            value = found[setup.select or setup.primary]
+            better = value > standing.best_value[i]
+            if better:
+                standing.best_value[i], standing.best_epoch[i] = value, epoch
+            late = self.cursor.stage == len(self.epochs) - 1 and epoch - standing.best_epoch[i] >= setup.patience
+            if setup.patience and late:
+                standing.end(i, STOPPED, epoch)
+            reason = setup.judge(i, epoch, found)
+            if reason is not None:
+                standing.end(i, PRUNED, epoch)
+                self.reasons[i] = reason
+        standing.log_bytes[i] = self.members[i].metrics.append(row)
+        return better if setup.select is not None else standing.ended[i] == STOPPED
+
+    def _keep(self, variables: PyTree, improved: np.ndarray) -> None:
+        """Keeps the networks that are now to be reported."""
+        if not self.setup.stacked:
+            self.kept = jax.tree.map(jnp.copy, variables) if improved[0] else self.kept
+        elif improved.any():
+            place = np.zeros(len(self.members), np.int32)
+            place[self.standing.slots] = np.arange(len(self.standing.slots))
+            self.kept = stacking.where(improved, stacking.members(variables, place), self.kept)
+
+    def _variables(self) -> tuple[PyTree, PyTree]:
+        """The networks to report as they are now, of a population stacked by row of the state."""
+        params, stage = self.state.params["student"], self.stage
         if stage.compressors or stage.tuning is not None:
-            params = _acting(stage, self.state.params, self.state.compressor_state)
+            act = _acting_members if self.setup.stacked else _acting
+            params = act(stage, self.state.params, self.state.compressor_state)
         return params, self.state.model_state["student"]
 
     # -- checkpoints
@@ -331,23 +362,32 @@ class _Fit:
     def _maybe_save(self, epoch_ended: bool = False) -> None:
         policy, stopping = self.setup.policy, self.setup.stop()
         if self.setup.checkpoints is not None:
-            step = int(self.state.step)
+            step = self._step()
             due = (
                 stopping
                 or (policy.every_steps and step % policy.every_steps == 0)
                 or (policy.every_epochs and epoch_ended and self.cursor.total_epochs % policy.every_epochs == 0)
                 or (policy.every_seconds and time.monotonic() - self.saved_at > policy.every_seconds)
             )
-            if due and step != self.saved_step:
-                carry = {**self._carry_like(self.state), "cursor": np.asarray(self.cursor, np.int64)}
-                self.setup.metrics.sync()
-                self.setup.checkpoints.save(self.cursor.stage, step, carry)
-                self.saved_at, self.saved_step = time.monotonic(), step
+            if due:
+                self._save()
         if stopping:
             raise Interrupted("interrupted: a checkpoint was written; the same command continues the run")
 
+    def _save(self) -> None:
+        step = self._step()
+        if self.setup.checkpoints is None or step == self.saved_step:
+            return
+        for m in self.members:
+            m.metrics.sync()
+        carry = self._carry(self.state, self.standing, self.kept)
+        self.setup.checkpoints.save(self.cursor.stage, step, carry, self._width())
+        self.saved_at, self.saved_step = time.monotonic(), step
 
-@jax.jit
-def _acting(stage: Stage, params: PyTree, compressor_state: PyTree) -> PyTree:
+
+def _act(stage: Stage, params: PyTree, compressor_state: PyTree) -> PyTree:
     """The student's parameters as they act."""
     return effective(stage, params, compressor_state)["student"]
+
+
+_acting, _acting_members = jax.jit(_act), jax.jit(jax.vmap(_act))

@@ -48,6 +48,26 @@ class MetricsFile:
         return json.loads(lines[-1]) if lines else {}
 
 
+class Discard(MetricsFile):
+    """For a member whose records are complete, and which is only trained along with others."""
+
+    def __init__(self) -> None:
+        super().__init__(Path(os.devnull))
+
+    def append(self, row: dict[str, Any]) -> int:
+        del row
+        return 0
+
+    def sync(self) -> None:
+        pass
+
+    def truncate(self, length: int) -> None:
+        del length
+
+    def last(self) -> dict[str, Any]:
+        return {}
+
+
 class Tracker:
     """A destination of a run's numbers beside `metrics.jsonl`."""
 

@@ -1,34 +1,40 @@
-"""One config, one run folder: teacher, training, artifact, measurements, `result.json` written last."""
+"""Configs to run folders: teacher, training, artifact, `result.json`. One run, or a population trained in one program."""
 
+import contextlib
 import dataclasses
 import json
 import shutil
 import time
+import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jdistill import blueprint as blueprints
-from jdistill import plugins
+from jdistill import plugins, stacking
 from jdistill.blueprint import Blueprint
-from jdistill.checkpoint import first_line, write_json
-from jdistill.compress import apply_all
-from jdistill.compress.artifact import count_nonzero, read_artifact, restore_structure, write_artifact
-from jdistill.config import fingerprint
+from jdistill.checkpoint import Checkpoints, first_line, write_json
+from jdistill.config import fingerprint, shared
 from jdistill.environment import CompileClock, environment, peak_memory
 from jdistill.errors import RunError, UsageError
-from jdistill.fit import Diverged, Fitted, Interrupted, fit
-from jdistill.measure import latency
+from jdistill.evaluation import Deployed, answers, deploy, latencies
+from jdistill.fit import fit
+from jdistill.fitting import Fitted, Member
+from jdistill.records import Discard, MetricsFile
 from jdistill.schemes import Offline
-from jdistill.tasks.classification import as_two, log_probabilities, metrics
+from jdistill.standing import Diverged, Interrupted, Pruned
+from jdistill.sweep.units import Job, Judge, Outcome
 from jdistill.teachers.store import Teacher, prepare
 from jdistill.teachers.targets import Live, Target
-from jdistill.train import TrainState, predict
+from jdistill.train import Keys, TrainState
 from jdistill.training import Progress, Stop, choose_strategy, initial_state, never, silent, training
 from jdistill.types import PyTree
+
+FINAL: dict[str, type[RunError]] = {"diverged": Diverged, "pruned": Pruned}
+"""How a run may end, other than finished, so that another session need not try again."""
 
 
 def run(
@@ -36,7 +42,7 @@ def run(
     folder: Path,
     *,
     choices: dict[str, str] | None = None,
-    overrides: list[str] | None = None,
+    overrides: Sequence[str] = (),
     stop: Stop = never,
     progress: Progress = silent,
 ) -> dict[str, Any]:
@@ -50,50 +56,137 @@ def run(
       RunError: the run failed.
       Interrupted: `stop()` said so.
     """
-    from filelock import FileLock
+    job = Job(0, tuple(overrides), config, choices or {}, folder)
+    (outcome,) = run_jobs((job,), stop=stop, progress=progress)
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
 
-    blueprint = blueprints.read(config)
-    folder.mkdir(parents=True, exist_ok=True)
-    identity = fingerprint(config)
-    about = {
-        "fingerprint": identity,
-        "choices": choices or {},
-        "config": config,
-        "overrides": overrides or [],
-        "plugins": plugins.versions(),
-    }
-    with FileLock(folder / ".lock"):
-        done = finished(folder, identity)
-        if done is not None and not config["force"]:
-            return done
-        _clean(folder, identity, config["force"])
-        tracker, started = blueprint.tracker, time.perf_counter()
-        listener = tracker.start(folder, identity, config)
+
+def run_jobs(
+    jobs: Sequence[Job],
+    *,
+    population: dict[str, Any] | None = None,
+    folder: Path | None = None,
+    stop: Stop = never,
+    progress: Progress = silent,
+    judge: Judge | None = None,
+) -> list[Outcome]:
+    """Carries out one job, or a population in one program, whose checkpoints are kept in `folder`.
+
+    `population` is what the results say of it. Jobs that are finished keep their results, and are trained along where
+    the others go on from a checkpoint: a population's arithmetic depends on its size.
+
+    Raises:
+      UsageError: a config is wrong.
+      Exception: whatever went wrong in a population of several before its members were measured; nothing is recorded.
+    """
+    places = [_Place(job) for job in jobs]
+    with contextlib.ExitStack() as locks:
+        for place in sorted(places, key=lambda place: place.job.folder):
+            place.lock(locks)
+        outcomes = [place.known() for place in places]
+        working = [place for place, outcome in zip(places, outcomes, strict=True) if outcome is None]
+        if not working:
+            return [outcome for outcome in outcomes if outcome is not None]
+        for place in working:
+            place.begin()
         try:
-            result = {"status": "finished", "error": None, **about}
-            result |= _train_and_measure(blueprint, folder, started, (listener,) if listener else (), stop, progress)
-        except Interrupted:
-            raise
+            made = _Training(places, population, folder, stop, progress, judge).carry_out()
+        except Interrupted as error:
+            made = [error] * len(places)
         except Exception as error:
-            status = "diverged" if isinstance(error, Diverged) else "failed"
-            result = {"status": status, "error": first_line(error), **about, "environment": environment()}
+            if len(places) > 1:
+                raise
+            made = [error]
+        for place, outcome in zip(places, made, strict=True):
+            if place in working:
+                outcomes[places.index(place)] = place.end(outcome)
+        if folder is not None and not any(isinstance(outcome, Interrupted) for outcome in outcomes):
+            shutil.rmtree(folder, ignore_errors=True)
+        return [outcome for outcome in outcomes if outcome is not None]
+
+
+class _Place:
+    """A job's run folder, while this process works on it."""
+
+    def __init__(self, job: Job):
+        self.job, self.blueprint = job, blueprints.read(job.config)
+        self.identity = fingerprint(job.config)
+        self.working = False
+        self.listeners: tuple[Any, ...] = ()
+
+    def lock(self, locks: contextlib.ExitStack) -> None:
+        from filelock import FileLock
+
+        self.job.folder.mkdir(parents=True, exist_ok=True)
+        locks.enter_context(FileLock(self.job.folder / ".lock"))
+
+    def known(self) -> Outcome | None:
+        """What is already there: a result, or how an earlier session saw the run diverge or be pruned."""
+        return None if self.job.config["force"] else ended(self.job.folder, self.identity)
+
+    def begin(self) -> None:
+        """Leaves only what continues this very run, and opens its records."""
+        self.working = True
+        _clean(self.job.folder, self.identity, self.job.config["force"])
+        listener = self.blueprint.tracker.start(self.job.folder, self.identity, self.job.config)
+        self.listeners = (listener,) if listener else ()
+
+    def metrics(self) -> MetricsFile:
+        return MetricsFile(self.job.folder / "metrics.jsonl", self.listeners) if self.working else Discard()
+
+    def end(self, outcome: Outcome) -> Outcome:
+        """Writes the result of a run that is over; returns what is to be told of it."""
+        if isinstance(outcome, Interrupted):
+            return outcome
+        folder = self.job.folder
+        about = {
+            "fingerprint": self.identity,
+            "choices": self.job.choices,
+            "config": self.job.config,
+            "overrides": list(self.job.overrides),
+            "plugins": plugins.versions(),
+        }
+        if isinstance(outcome, Exception):
+            status = next((name for name, kind in FINAL.items() if isinstance(outcome, kind)), "failed")
+            if not isinstance(outcome, RunError | UsageError):
+                outcome = _unexpected(outcome, folder)
+            result: dict[str, Any] = {"status": status, "error": first_line(outcome), **about, "environment": environment()}
+        else:
+            outcome = result = {"status": "finished", "error": None, **about, **outcome}
+        try:
             write_json(folder / "result.json", result)
-            tracker.finish(result)
-            raise
-        write_json(folder / "result.json", result)
-        tracker.finish(result)
+        except OSError as error:  # a full disk, a folder that may no longer be written
+            return RunError(f"{error.filename or folder}: {error.strerror or error}; the result could not be written")
+        self.blueprint.tracker.finish(result)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        return result
+        return outcome
 
 
-def finished(folder: Path, identity: str | None = None) -> dict[str, Any] | None:
-    """The result of a finished run in `folder` (of the config `identity`), or None; a damaged file counts as none."""
+def _unexpected(error: Exception, folder: Path) -> RunError:
+    """A traceback in the run folder, and one line that points at it."""
+    if isinstance(error, OSError):
+        return RunError(f"{error.filename or folder}: {error.strerror or error}")
+    text = "".join(traceback.format_exception(error))
+    with contextlib.suppress(OSError):
+        (folder / "error.log").write_text(text)
+    return RunError(f"{type(error).__name__}: {first_line(error)[:300]} (the traceback is in {folder / 'error.log'})")
+
+
+def ended(folder: Path, identity: str) -> Outcome | None:
+    """What became of the run of config `identity` in `folder`, where that is final: finished, diverged, pruned.
+
+    A damaged or foreign `result.json` counts as none; a failed run is tried again.
+    """
     try:
         result = json.loads((folder / "result.json").read_text())
-    except (OSError, ValueError):
+        status, same = result.get("status"), result.get("fingerprint") == identity
+    except (OSError, ValueError, AttributeError):
         return None
-    same = identity is None or result.get("fingerprint") == identity
-    return result if same and result.get("status") == "finished" else None
+    if same and status == "finished":
+        return result
+    return FINAL[status](str(result.get("error"))) if same and status in FINAL else None
 
 
 def _clean(folder: Path, identity: str, force: bool) -> None:
@@ -104,7 +197,7 @@ def _clean(folder: Path, identity: str, force: bool) -> None:
     mark = folder / ".fingerprint"
     repeat = force and (folder / "result.json").is_file()
     if repeat or not mark.is_file() or mark.read_text() != identity:
-        if not force and finished(folder) is not None:
+        if not force and _finished(folder):
             raise UsageError(f"{folder} holds a finished run of another config; choose another folder, or force=true")
         for name in ("checkpoints", "metrics.jsonl", "artifact.safetensors"):
             path = folder / name
@@ -113,51 +206,120 @@ def _clean(folder: Path, identity: str, force: bool) -> None:
     mark.write_text(identity)
 
 
-def _train_and_measure(
-    blueprint: Blueprint, folder: Path, started: float, listeners: tuple[Any, ...], stop: Stop, progress: Progress
-) -> dict[str, Any]:
-    CompileClock.start()
-    compiling, config = CompileClock.seconds, blueprint.config
-    initial = initial_state(blueprint, blueprint.parts({}), config["seed"])
-    teachers = _teachers(blueprint, stop, progress)
-    targets: dict[str, Target] = {name: teacher.target for name, teacher in teachers.items()}
-    frozen = {name: teacher.arrays for name, teacher in teachers.items()}
-    if teachers:
-        initial = _adopting(blueprint, initial, next(iter(teachers.values())))
-    if blueprint.loss.reads_initial:
-        targets["initial"] = Live(blueprint.student)
-        frozen["initial"] = jax.tree.map(jnp.copy, (initial.params["student"], initial.model_state["student"]))
-    parts = blueprint.parts(targets)
-    strategy = choose_strategy(blueprint, initial)
-    prepared, compiled = time.perf_counter(), CompileClock.seconds
-    select = None if config["report"] == "last" else blueprint.task.primary
-    setup = training(
-        blueprint, blueprint.method(), parts, frozen, initial, config["seed"], folder,
-        listeners=listeners, select=select, stop=stop, progress=progress,
-    )  # fmt: skip
-    fitted = fit(setup)
-    trained, compiled_train = time.perf_counter(), CompileClock.seconds
-    measured = _measure(blueprint, fitted, _answers(teachers), folder)
-    ended = time.perf_counter()
+def _finished(folder: Path) -> bool:
+    try:
+        return json.loads((folder / "result.json").read_text()).get("status") == "finished"
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+class _Training:
+    """Teacher, training and measurement of one job or of a population."""
+
+    def __init__(
+        self, places: Sequence[_Place], population: dict[str, Any] | None, folder: Path | None, stop: Stop,
+        progress: Progress, judge: Judge | None,
+    ):  # fmt: skip
+        self.places, self.population, self.folder = places, population, folder
+        self.stop, self.progress, self.judge = stop, progress, judge
+        self.stacked = folder is not None
+        self.blueprints = [place.blueprint for place in places]
+        self.blueprint = self.blueprints[0]
+        if len(places) > 1:  # what differs between members must not be read from here
+            common = shared([b.config for b in self.blueprints])
+            self.blueprint = dataclasses.replace(self.blueprint, config=common)
+
+    def carry_out(self) -> list[Outcome]:
+        """The result of each member, without what says which run it is, or the exception that ended it."""
+        CompileClock.start()
+        started, compiling = time.perf_counter(), CompileClock.spent()
+        teachers = _teachers(self.blueprint, self.stop, self.progress)
+        setup = self._setup(teachers)
+        prepared, compiled = time.perf_counter(), CompileClock.spent()
+        fitted = fit(setup)
+        trained, compiled_train = time.perf_counter(), CompileClock.spent()
+        share = 1 / len(self.places)
+        times = {
+            "teacher": (prepared - started - (compiled - compiling)) * share,
+            "compile": (compiled_train - compiling) * share,
+            "train": (trained - prepared - (compiled_train - compiled)) * share,
+        }
+        records = [teacher.record for teacher in teachers.values()]
+        name, reason = choose_strategy(self.blueprint, setup.members[0].initial)
+        about = {
+            "report": self.blueprint.config["report"],
+            "peak_memory_bytes": peak_memory(),
+            "strategy": {
+                "name": name, "reason": reason, "resident": setup.resident,
+                **({"population": self.population} if self.population else {}),
+            },
+            "teacher": records[0] if records else None,
+            **({"teachers": records} if len(records) > 1 else {}),
+            "data": _describe(self.blueprint),
+            "environment": environment(),
+        }  # fmt: skip
+        return [
+            outcome if isinstance(outcome, Exception) else {**outcome, **about}
+            for outcome in self._measured(fitted, answers(teachers), times)
+        ]
+
+    def _setup(self, teachers: dict[str, Teacher]) -> Any:
+        blueprint, seeds = self.blueprint, [b.config["seed"] for b in self.blueprints]
+        plain = blueprint.parts({})
+        initials = [initial_state(blueprint, plain, seed) for seed in seeds]
+        targets: dict[str, Target] = {name: teacher.target for name, teacher in teachers.items()}
+        frozen: dict[str, PyTree] = {name: teacher.arrays for name, teacher in teachers.items()}
+        if teachers:
+            first = next(iter(teachers.values()))
+            initials = [_adopting(blueprint, state, first) for state in initials]
+        if blueprint.loss.reads_initial:
+            targets["initial"] = Live(blueprint.student)
+            copies = [jax.tree.map(jnp.copy, (s.params["student"], s.model_state["student"])) for s in initials]
+            frozen["initial"] = stacking.stack(copies) if self.stacked else copies[0]
+        members = [
+            Member(b.method(), Keys.of(seed), place.metrics(), state)
+            for b, seed, place, state in zip(self.blueprints, seeds, self.places, initials, strict=True)
+        ]
+        numbers = [place.job.number for place in self.places]
+        judge, folder = self.judge, self.folder or self.places[0].job.folder
+        return training(
+            blueprint, tuple(members), blueprint.parts(targets), frozen, Checkpoints(folder / "checkpoints"),
+            stacked=self.stacked, selecting=True, stop=self.stop, progress=self.progress,
+            judge=None if judge is None else lambda i, epoch, found: judge(numbers[i], epoch, found),
+        )  # fmt: skip
+
+    def _measured(self, fitted: Sequence[Any], reference: Any, times: dict[str, float]) -> list[Outcome]:
+        """What was measured of each member; a member that cannot be measured does not take the others along."""
+        outcomes: list[Outcome] = []
+        deployed: dict[int, Deployed] = {}
+        spent: dict[int, float] = {}
+        for i, (place, result) in enumerate(zip(self.places, fitted, strict=True)):
+            started = time.perf_counter()
+            outcomes.append(result if isinstance(result, Exception) else {})
+            if not place.working or isinstance(result, Exception):
+                continue
+            try:
+                deployed[i] = deploy(place.blueprint, result, reference, place.job.folder)
+            except Exception as error:
+                outcomes[i] = error
+            spent[i] = time.perf_counter() - started
+        started = time.perf_counter()
+        timed = latencies(self.blueprint, list(deployed.values()))
+        timing = (time.perf_counter() - started) / max(1, len(deployed))
+        for (i, one), latency in zip(deployed.items(), timed, strict=True):
+            own = times | {"evaluate": spent[i] + timing}
+            outcomes[i] = _record(one, fitted[i], latency, own)
+        return outcomes
+
+
+def _record(deployed: Deployed, fitted: Fitted, latency: dict[str, Any], times: dict[str, float]) -> dict[str, Any]:
     return {
-        **measured,
-        "report": config["report"],
+        **deployed.measured,
+        "latency_ms": latency,
         "epoch": fitted.epoch,
-        "steps": int(fitted.state.step),
+        "steps": fitted.steps,
         "examples_per_second": fitted.examples / fitted.seconds if fitted.seconds else None,
-        "time_s": {
-            "total": ended - started,
-            "teacher": prepared - started - (compiled - compiling),
-            "compile": CompileClock.seconds - compiling,
-            "train": trained - prepared - (compiled_train - compiled),
-            "evaluate": ended - trained - (CompileClock.seconds - compiled_train),
-        },
-        "peak_memory_bytes": peak_memory(),
-        "strategy": {"name": strategy[0], "reason": strategy[1], "resident": setup.resident},
-        "teacher": records[0] if (records := [teacher.record for teacher in teachers.values()]) else None,
-        **({"teachers": records} if len(records) > 1 else {}),
-        "data": _describe(blueprint),
-        "environment": environment(),
+        "time_s": {"total": sum(times.values()), **times},
     }
 
 
@@ -181,79 +343,7 @@ def _adopting(blueprint: Blueprint, initial: TrainState, teacher: Teacher) -> Tr
     return dataclasses.replace(initial, model_state={**initial.model_state, "student": state})
 
 
-def _answers(teachers: dict[str, Teacher]) -> np.ndarray | None:
-    """Logits [N, K] of the teacher on the test split; of several, the logarithm of their mean probabilities."""
-    known = [teacher.test_logits for teacher in teachers.values() if teacher.test_logits is not None]
-    if len(known) < 2:
-        return known[0] if known else None
-    log_p = np.stack([log_probabilities(logits) for logits in known])
-    mean = np.logaddexp.reduce(log_p, axis=0) - np.log(len(known))
-    return mean if known[0].shape[1] > 1 else mean[:, 1:] - mean[:, :1]
-
-
-def _measure(blueprint: Blueprint, fitted: Fitted, reference: np.ndarray | None, folder: Path) -> dict[str, Any]:
-    """Writes the artifact, reads it back, and measures what was read."""
-    dataset, model, config = blueprint.dataset, blueprint.student, blueprint.config
-    params, state = fitted.variables
-    done = len(fitted.state.compressor_state)
-    for compressor in blueprint.compressors[done:]:
-        params = apply_all((compressor,), params, (compressor.init(params),))
-    path = folder / "artifact.safetensors"
-    about = {
-        "student": config["student"], "outputs": blueprint.outputs,
-        "input_shape": list(dataset.train["inputs"].shape[1:]),
-        "preprocess": {"mean": list(dataset.mean), "std": list(dataset.std), "scale": dataset.scale},
-    }  # fmt: skip
-    size = write_artifact(path, blueprint.compressors, params, state, about)
-    variables = _reload(path, fitted.variables)
-    parameters, nonzero = count_nonzero(variables[0])
-
-    logits = predict(model, dataset.preprocess, variables, dataset.test["inputs"])
-    results = {"train": fitted.train_metrics, "test": metrics(logits, dataset.test["label"], reference)}
-    label = dataset.test["label"]
-    for name, classes in blueprint.scheme.groups(dataset.classes).items():
-        rows = np.isin(label, classes)
-        answers, known = as_two(logits)[rows], label[rows]
-        within = np.asarray(classes)[answers[:, classes].argmax(-1)]
-        results["test"] |= {
-            f"accuracy_{name}": float((answers.argmax(-1) == known).mean()),
-            f"accuracy_within_{name}": float((within == known).mean()),
-        }
-    arrays = {"ids": dataset.test["index"], "label": label, "logits": logits}
-    arrays |= {"teacher_logits": reference} if reference is not None else {}
-    if len(dataset.validation["label"]):
-        validation = predict(model, dataset.preprocess, variables, dataset.validation["inputs"])
-        results["validation"] = metrics(validation, dataset.validation["label"])
-        arrays |= {"validation_label": dataset.validation["label"], "validation_logits": validation}
-    if config["evaluate"]["predictions"]:
-        np.savez(folder / "predictions.npz", **arrays)  # type: ignore[arg-type]
-    out = {
-        "metrics": results,
-        "size": {"parameters": parameters, "nonzero": nonzero, "bytes": size, "sha256": _sha256(path)},
-        "latency_ms": {},
-    }
-    if config["evaluate"]["latency"]:
-        out["latency_ms"] = latency(model, dataset.preprocess, variables, dataset.test["inputs"], config["evaluate"]["repeats"])
-    return out
-
-
-def _reload(path: Path, like: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
-    params, state, _ = read_artifact(path)
-    return tuple(  # type: ignore[return-value]
-        jax.tree.map(jnp.asarray, restore_structure(saved, wanted)) for saved, wanted in zip((params, state), like, strict=True)
-    )
-
-
-def _sha256(path: Path) -> str:
-    import hashlib
-
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def _describe(blueprint: Blueprint) -> dict[str, Any]:
     dataset = blueprint.dataset
     sizes = {name: len(getattr(dataset, name)["label"]) for name in ("train", "validation", "test")}
     return {"name": dataset.name, "classes": dataset.classes, **sizes, "checksums": dataset.checksums}
-
-
-__all__ = ["RunError", "finished", "run"]

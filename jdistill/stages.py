@@ -29,7 +29,8 @@ def init_state(parts: Parts, key: Array, sample: Batch) -> TrainState:
         source = inputs if learner.reads is None else outputs[learner.reads].features
         name, own = learner.name, jax.random.fold_in(key, i)
         params[name], model_state[name] = learner.model.init(own, source)
-        outputs[name] = _abstract(learner.model, params[name], model_state[name], source)
+        if any(other.reads == name for other in parts.learners):
+            outputs[name] = _abstract(learner.model, params[name], model_state[name], source)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         stage_step=jnp.zeros((), jnp.int32),
@@ -66,18 +67,19 @@ def leave_stage(stage: Stage, state: TrainState) -> TrainState:
 
 
 def enter_stage(
-    parts: Parts, stage: Stage, state: TrainState, key: Array, sample: Batch, frozen: PyTree, label: Array
-) -> TrainState:
+    parts: Parts, stage: Stage, state: TrainState, key: Array, sample: Batch, frozen: PyTree, label: Array,
+    outputs: dict[str, Outputs] | None = None,
+) -> TrainState:  # fmt: skip
     """The state with which a stage begins: what its losses, tuning and compressors hold is made, optimizer state fresh.
 
     Parameters and states of the previous stage's losses are kept for terms of the same name. `label` [N] int32 holds the
-    training labels.
+    training labels. `outputs` are the shapes that `abstract_outputs` gives, where the caller has them already.
     """
     stage = schedules.at_start(stage)
     params, model_state = dict(state.params), dict(state.model_state)
     for name, origin in stage.starts:
         params[name], model_state[name] = (jax.tree.map(jnp.copy, tree[origin]) for tree in (params, model_state))
-    outputs = abstract_outputs(parts, state, sample, frozen, stage)
+    outputs = outputs or abstract_outputs(parts, state, sample, frozen, stage)
     losses: dict[str, tuple[PyTree, PyTree]] = {}
     for i, term in enumerate(stage.terms):
         own, pair = jax.random.fold_in(key, 1000 + i), (outputs[term.learner], outputs.get(term.teacher or ""))

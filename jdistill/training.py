@@ -1,15 +1,13 @@
 """One training run in a folder: how a `Setup` comes from a blueprint. Used for students and teachers alike."""
 
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import jax
 
 from jdistill.blueprint import Blueprint
 from jdistill.checkpoint import Checkpoints
-from jdistill.fit import Setup, sample_of
-from jdistill.method import Method
-from jdistill.records import Listener, MetricsFile
+from jdistill.fitting import Member, Setup, sample_of
 from jdistill.stages import init_state
 from jdistill.tasks.classification import OBSERVED, metrics
 from jdistill.train import Keys, Parts, TrainState, has_convolution, predict
@@ -40,49 +38,59 @@ def choose_strategy(blueprint: Blueprint, initial: TrainState) -> tuple[str, str
 
 def training(
     blueprint: Blueprint,
-    method: Method,
+    members: tuple[Member, ...],
     parts: Parts,
     frozen: PyTree,
-    initial: TrainState,
-    seed: int,
-    folder: Path,
+    checkpoints: Checkpoints,
     *,
-    listeners: tuple[Listener, ...] = (),
-    select: str | None = None,
+    stacked: bool = False,
+    selecting: bool = False,
+    judge: Any = None,
     stop: Stop = never,
     progress: Progress = silent,
 ) -> Setup:
-    """The `Setup` that trains `parts` from `initial` by `method` in `folder`, with the config's data and checkpoints."""
-    dataset = blueprint.dataset
-    evaluated = "test" if select and blueprint.config["report"] == "best_test" else "validation"
+    """The `Setup` that trains `members`, with the config's data and checkpoints.
+
+    `selecting` follows the config's `report` and `evaluate.patience`; a teacher is always the network after its last epoch.
+    """
+    dataset, layout, config = blueprint.dataset, blueprint.parallel, blueprint.config
+    evaluated = "test" if selecting and config["report"] == "best_test" else "validation"
     split = getattr(dataset, evaluated)
     model = parts.learners[0].model
 
-    def evaluate(params: PyTree, state: PyTree) -> dict[str, float]:
-        return metrics(predict(model, dataset.preprocess, (params, state), split["inputs"]), split["label"])
+    def evaluate(params: PyTree, state: PyTree) -> Callable[[int], dict[str, float]]:
+        logits = predict(model, dataset.preprocess, (params, state), split["inputs"], stacked)
+        return lambda row: metrics(logits[row] if stacked else logits, split["label"])
 
-    resident = sum(array.nbytes for array in dataset.train.values()) <= blueprint.parallel.device_bytes
-    strategy, _ = choose_strategy(blueprint, initial)
+    strategy, _ = choose_strategy(blueprint, members[0].initial)
     return Setup(
         parts=parts,
-        method=method,
+        members=members,
         data=blueprint.arrays(),
         frozen=frozen,
-        keys=Keys.of(seed),
         strategy=strategy,
-        resident=resident,
-        metrics=MetricsFile(folder / "metrics.jsonl", listeners),
-        checkpoints=Checkpoints(folder / "checkpoints"),
+        resident=is_resident(blueprint),
+        checkpoints=checkpoints,
         policy=blueprint.policy,
         observed=OBSERVED,
-        initial=initial,
+        layout=layout,
+        stacked=stacked,
         evaluate=evaluate if len(split["label"]) else None,
         evaluated=evaluated,
-        evaluate_every=int(blueprint.config["evaluate"]["every"]),
-        select=select,
+        evaluate_every=int(config["evaluate"]["every"]),
+        primary=blueprint.task.primary,
+        select=blueprint.task.primary if selecting and config["report"] != "last" else None,
+        patience=int(config["evaluate"]["patience"]) if selecting else 0,
+        judge=judge or (lambda *_: None),
+        last_checkpoint=stacked,
         stop=stop,
         progress=progress,
     )
+
+
+def is_resident(blueprint: Blueprint) -> bool:
+    """Whether the training set stays on the device."""
+    return sum(array.nbytes for array in blueprint.dataset.train.values()) <= blueprint.parallel.device_bytes
 
 
 def initial_state(blueprint: Blueprint, parts: Parts, seed: int) -> TrainState:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from jdistill.fit import Interrupted
 from jdistill.run import run
+from jdistill.standing import Interrupted
 from jdistill.teachers import store
 from tests.tiny import config
 

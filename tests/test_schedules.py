@@ -12,7 +12,7 @@ import pytest
 from jdistill import blueprint, schedules
 from jdistill.compress import MagnitudePrune
 from jdistill.errors import UsageError
-from jdistill.fit import fit
+from jdistill.fit import fit_one as fit
 from jdistill.losses import KD
 from jdistill.method import Method, Stage
 from jdistill.optim import Clock

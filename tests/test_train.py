@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jdistill.fit import fit, sample_of
+from jdistill.fit import fit_one as fit
+from jdistill.fitting import sample_of
 from jdistill.losses import Hint
 from jdistill.method import Stage, Term
 from jdistill.modules import from_nnx
@@ -291,10 +292,11 @@ def test_linen_and_nnx_teach_each_other(nnx_student, tmp_path):
     frozen = tiny.frozen(teacher)
     before = jax.tree.map(np.array, frozen)
     setup = tiny.setup(tmp_path, own, parts=tiny.parts(student, teacher), frozen=frozen, checkpoints=None)
+    initial = setup.members[0].initial
     initial = predict(
         student,
         tiny.identity,
-        jax.tree.map(jnp.copy, (setup.initial.params["student"], setup.initial.model_state["student"])),
+        jax.tree.map(jnp.copy, (initial.params["student"], initial.model_state["student"])),
         tiny.data()["inputs"],
     )
     fitted = fit(setup)

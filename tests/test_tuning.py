@@ -10,7 +10,7 @@ import pytest
 
 from jdistill.compress.artifact import read_artifact
 from jdistill.errors import UsageError
-from jdistill.fit import fit
+from jdistill.fit import fit_one as fit
 from jdistill.method import Method
 from jdistill.modules import from_linen
 from jdistill.pytrees import structure_key

@@ -14,7 +14,7 @@ from jdistill.checkpoint import Checkpoints
 from jdistill.compress import Compressor
 from jdistill.config import SCHEMAS, TrainConfig
 from jdistill.data.augment import Augment
-from jdistill.fit import CheckpointPolicy, Setup, sample_of
+from jdistill.fitting import CheckpointPolicy, Member, Setup, sample_of
 from jdistill.losses import KD, CrossEntropy
 from jdistill.method import Method, Stage, Term
 from jdistill.models import MLP
@@ -122,17 +122,26 @@ def setup(folder: Any, own: Method | None = None, *, seed: int = 0, every_steps:
     made = changes.pop("parts", None) or parts(DROPPING, augment=AUGMENT)
     train, held = changes.pop("data", None) or data(), data(30, seed=1)
     keys = Keys.of(seed)
+    member = Member(own or method(), keys, MetricsFile(folder / "metrics.jsonl"), init_state(made, keys.init, sample_of(train)))
 
     def evaluate(params, state):
-        return metrics(predict(made.learners[0].model, identity, (params, state), held["inputs"]), held["label"])
+        stacked = given["stacked"]
+        logits = predict(made.learners[0].model, identity, (params, state), held["inputs"], stacked)
+        return lambda row: metrics(logits[row] if stacked else logits, held["label"])
 
     given = {
-        "parts": made, "method": own or method(), "data": train, "frozen": frozen(), "keys": keys, "strategy": "block",
-        "resident": True, "metrics": MetricsFile(folder / "metrics.jsonl"), "checkpoints": Checkpoints(folder / "checkpoints"),
-        "policy": CheckpointPolicy(every_steps=every_steps, every_seconds=0), "observed": OBSERVED,
-        "initial": init_state(made, keys.init, sample_of(train)), "evaluate": evaluate,
+        "parts": made, "members": (member,), "data": train, "frozen": frozen(), "strategy": "block", "stacked": False,
+        "resident": True, "checkpoints": Checkpoints(folder / "checkpoints"), "observed": OBSERVED, "evaluate": evaluate,
+        "policy": CheckpointPolicy(every_steps=every_steps, every_seconds=0),
     }  # fmt: skip
-    return Setup(**{**given, **changes})
+    given |= changes
+    return Setup(**given)
+
+
+def with_member(made: Setup, **changes: Any) -> Setup:
+    """`made` with changes to its only member: `method`, `keys`, `metrics`, `initial`."""
+    (member,) = made.members
+    return dataclasses.replace(made, members=(member._replace(**changes),))
 
 
 CHOICES = {

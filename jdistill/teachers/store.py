@@ -18,20 +18,22 @@ import numpy as np
 
 from jdistill import config as configs
 from jdistill.blueprint import Blueprint, load_dataset
-from jdistill.checkpoint import restore, save, write_json
+from jdistill.checkpoint import Checkpoints, restore, save, write_json
 from jdistill.compress.artifact import read_artifact, restore_structure
 from jdistill.data import Dataset
 from jdistill.environment import environment
 from jdistill.errors import RunError, UsageError
-from jdistill.fit import fit
+from jdistill.fit import fit_one
+from jdistill.fitting import Member
 from jdistill.method import Method, Stage, Term
 from jdistill.networks import network, optimizer
 from jdistill.paths import cache_folder
+from jdistill.records import MetricsFile
 from jdistill.tasks.classification import hits, metrics
 from jdistill.teachers.given import given_logits
 from jdistill.teachers.saved import read_manifest, require_fit
 from jdistill.teachers.targets import Live, Lookup, Target
-from jdistill.train import EVAL_CHUNK, Learner, Parts, predict
+from jdistill.train import EVAL_CHUNK, Keys, Learner, Parts, predict
 from jdistill.training import Progress, Stop, initial_state, never, silent, training
 from jdistill.types import Model, Outputs, PyTree
 
@@ -127,8 +129,9 @@ def _train(blueprint: Blueprint, folder: Path, stop: Stop, progress: Progress) -
     parts = Parts((Learner("student", model),), (), dataset.preprocess, dataset.augment, hits)
     seed = int(node["seed"])
     initial = initial_state(blueprint, parts, seed)
-    setup = training(blueprint, Method(stages=stages), parts, {}, initial, seed, folder, stop=stop, progress=progress)
-    fitted = fit(setup)
+    member = Member(Method(stages=stages), Keys.of(seed), MetricsFile(folder / "metrics.jsonl"), initial)
+    checkpoints = Checkpoints(folder / "checkpoints")
+    fitted = fit_one(training(blueprint, (member,), parts, {}, checkpoints, stop=stop, progress=progress))
     test = metrics(predict(model, dataset.preprocess, fitted.variables, dataset.test["inputs"]), dataset.test["label"])
     save(folder / "checkpoint", fitted.variables)
     leaves = jax.tree.leaves(fitted.variables[0])

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jdistill.fit import sample_of
+from jdistill.fitting import sample_of
 from jdistill.method import Stage
 from jdistill.stages import enter_stage, init_state
 from jdistill.train import Parts, TrainState, make_step

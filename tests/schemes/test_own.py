@@ -12,7 +12,7 @@ import pytest
 from jdistill.blueprint import abstract
 from jdistill.compress.artifact import read_artifact
 from jdistill.errors import UsageError
-from jdistill.fit import fit
+from jdistill.fit import fit_one as fit
 from jdistill.losses import KD, CrossEntropy, Hint
 from jdistill.method import Average, Term
 from jdistill.models import MLP
@@ -69,7 +69,7 @@ def test_generations_begin_at_other_weights_and_are_trained_one_after_the_other(
     for last in range(4):
         made = tiny.setup(tmp_path / f"{last}", parts=parts, own=own, frozen={}, checkpoints=None)
         method = dataclasses.replace(own, stages=own.stages[:last])
-        states.append(fit(dataclasses.replace(made, method=method)).state.params if last else made.initial.params)
+        states.append(fit(tiny.with_member(made, method=method)).state.params if last else made.members[0].initial.params)
     kernels = {np.asarray(states[0][name]["fc"]["kernel"]).tobytes() for name in names}
     assert len(kernels) == 3
     for moved, (before, after) in zip(("generation0", "generation1", "student"), itertools.pairwise(states), strict=True):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jdistill.errors import UsageError
-from jdistill.fit import fit
+from jdistill.fit import fit_one as fit
 from jdistill.losses import KD, CrossEntropy
 from jdistill.method import Gate, Method
 from jdistill.models import MLP
@@ -191,7 +191,7 @@ def test_each_stage_learns_from_the_network_that_the_stage_before_trained(tmp_pa
     scheme = Assistant(assistants=({},))
     parts = tiny.parts(scheme=scheme, assistant1=MIDDLE)
     whole = tiny.method(scheme=scheme, epochs=2)
-    fresh = tiny.setup(tmp_path / "0", whole, parts=parts).initial
+    fresh = tiny.setup(tmp_path / "0", whole, parts=parts).members[0].initial
     first = fit(tiny.setup(tmp_path / "a", Method(stages=whole.stages[:1]), parts=parts, checkpoints=None)).state
     assert_same_bits(first.params["student"], fresh.params["student"])  # not trained yet
     assert np.any(first.params["assistant1"]["fc"]["kernel"] != fresh.params["assistant1"]["fc"]["kernel"])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jdistill.errors import UsageError
-from jdistill.fit import fit
+from jdistill.fit import fit_one as fit
 from jdistill.losses import KD, CrossEntropy
 from jdistill.losses.wrappers import OnClasses
 from jdistill.method import Method, Rows
