@@ -12,12 +12,12 @@ from jdistill import config as configs
 from jdistill.compress.base import Compressor
 from jdistill.data import Dataset
 from jdistill.errors import UsageError
-from jdistill.fit import CheckpointPolicy, sample_of, steps_per_epoch
+from jdistill.fitting import CheckpointPolicy, sample_of, steps_per_epoch
 from jdistill.losses import Loss
 from jdistill.method import Method, Rows, Stage, Term
 from jdistill.networks import Frozen, frozen_networks, network, optimizer, trained_networks
 from jdistill.optim import Optimizer
-from jdistill.parallel import Single
+from jdistill.parallel import Layout
 from jdistill.pytrees import as_leaves, require_nonnegative, structure_key
 from jdistill.records import Tracker
 from jdistill.registry import build, number
@@ -47,7 +47,7 @@ class Blueprint:
     scheme: Scheme
     compressors: tuple[Compressor, ...]
     optim: Optimizer
-    parallel: Single
+    parallel: Layout
     tracker: Tracker
     policy: CheckpointPolicy
 
@@ -89,7 +89,9 @@ class Blueprint:
     def parts(self, targets: dict[str, Target]) -> Parts:
         """The program's parts for a student that learns from `targets`."""
         learners = (Learner("student", self.student), *self.learners)
-        return Parts(learners, tuple(targets.items()), self.dataset.preprocess, self.dataset.augment, hits)
+        preprocess, augment, parallel = self.dataset.preprocess, self.dataset.augment, self.parallel
+        frozen = tuple(targets.items())
+        return Parts(learners, frozen, preprocess, augment, hits, parallel.precision, parallel.microbatches)
 
     def arrays(self) -> dict[str, Any]:
         """The arrays [N, ...] that batches are taken from: inputs, labels, and what the scheme adds."""
@@ -102,6 +104,16 @@ class Blueprint:
         teachers = tuple((name, configs.teacher_fingerprint(frozen.config)) for name, frozen in self.teachers.items())
         method = structure_key(as_leaves(self.method()))
         return self.student, self.learners, teachers, json.dumps(data, sort_keys=True), method
+
+
+    def population(self) -> tuple[Any, ...]:
+        """Runs with equal populations can be trained as one: same program, same data, same steps, same evaluations."""
+        config = self.config
+        same = {name: config[name] for name in ("parallel", "report", "checkpoint")}
+        every = {name: config["evaluate"][name] for name in ("every", "patience")}
+        epochs = tuple(int(stage.optim.epochs) for stage in self.method().stages)
+        arrays = {k: v.tobytes() for k, v in self.scheme.arrays(self.dataset.train["label"]).items()}
+        return self.group(), epochs, json.dumps({**same, **every}, sort_keys=True), tuple(sorted(arrays.items()))
 
 
 @functools.lru_cache(maxsize=8)
@@ -165,6 +177,7 @@ def read(config: dict[str, Any]) -> Blueprint:
 def check(blueprint: Blueprint) -> None:
     """Traces networks and losses on shapes, so that what does not fit is found before anything is trained."""
     dataset = blueprint.dataset
+    blueprint.parallel.check_batch(blueprint.optim.batch_size)
     if blueprint.config["report"] == "best_val" and not len(dataset.validation["label"]):
         raise UsageError("report=best_val needs validation data, got data.validation=0; set data.validation=0.1 or report=last")
     for frozen in blueprint.teachers.values():

@@ -148,6 +148,7 @@ def hydra(arguments: list[str]) -> int:
         _report_single()
         return value
 
+    task.stop = _stop  # type: ignore[attr-defined]  # the launcher asks it, as it carries jobs out itself
     sys.argv = ["jdistill", *arguments]
     decorated = hydra_library.main(config_path=str(conf_dir()), config_name="train", version_base="1.3")(task)
     try:

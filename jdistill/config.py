@@ -200,7 +200,7 @@ class _Shared(dict[str, Any]):
         return value.refuse() if isinstance(value, _Varies) else value
 
     def get(self, key: str, default: Any = None) -> Any:
-        return self[key] if key in self else default
+        return default if key not in self else self[key]
 
 
 def shared(configs: Sequence[dict[str, Any]], prefix: str = "") -> dict[str, Any]:

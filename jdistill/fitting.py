@@ -11,7 +11,7 @@ import numpy as np
 from jdistill.checkpoint import Checkpoints
 from jdistill.errors import UsageError
 from jdistill.method import Method, Stage
-from jdistill.parallel import Single
+from jdistill.parallel import Layout, Single
 from jdistill.pytrees import require_nonnegative
 from jdistill.records import MetricsFile
 from jdistill.train import Keys, Parts, TrainState
@@ -90,7 +90,7 @@ class Setup:
     checkpoints: Checkpoints | None
     policy: CheckpointPolicy
     observed: tuple[str, ...]
-    layout: Single = dataclasses.field(default_factory=Single)
+    layout: Layout = dataclasses.field(default_factory=Single)
     stacked: bool = False
     evaluate: Callable[[PyTree, PyTree], Callable[[int], dict[str, float]]] | None = None
     evaluated: str = "validation"

@@ -7,6 +7,7 @@ import shutil
 import time
 import traceback
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -275,17 +276,20 @@ class _Training:
         if blueprint.loss.reads_initial:
             targets["initial"] = Live(blueprint.student)
             copies = [jax.tree.map(jnp.copy, (s.params["student"], s.model_state["student"])) for s in initials]
+            copies += copies[-1:] * (-len(copies) % blueprint.parallel.devices)
             frozen["initial"] = stacking.stack(copies) if self.stacked else copies[0]
         members = [
             Member(b.method(), Keys.of(seed), place.metrics(), state)
             for b, seed, place, state in zip(self.blueprints, seeds, self.places, initials, strict=True)
         ]
         numbers = [place.job.number for place in self.places]
+        while self.stacked and len(members) % blueprint.parallel.devices:  # the devices divide the members
+            members.append(members[-1]._replace(metrics=Discard()))
         judge, folder = self.judge, self.folder or self.places[0].job.folder
         return training(
             blueprint, tuple(members), blueprint.parts(targets), frozen, Checkpoints(folder / "checkpoints"),
             stacked=self.stacked, selecting=True, stop=self.stop, progress=self.progress,
-            judge=None if judge is None else lambda i, epoch, found: judge(numbers[i], epoch, found),
+            judge=None if judge is None else partial(_judged, judge, numbers),
         )  # fmt: skip
 
     def _measured(self, fitted: Sequence[Any], reference: Any, times: dict[str, float]) -> list[Outcome]:
@@ -293,7 +297,7 @@ class _Training:
         outcomes: list[Outcome] = []
         deployed: dict[int, Deployed] = {}
         spent: dict[int, float] = {}
-        for i, (place, result) in enumerate(zip(self.places, fitted, strict=True)):
+        for i, (place, result) in enumerate(zip(self.places, fitted, strict=False)):
             started = time.perf_counter()
             outcomes.append(result if isinstance(result, Exception) else {})
             if not place.working or isinstance(result, Exception):
@@ -310,6 +314,11 @@ class _Training:
             own = times | {"evaluate": spent[i] + timing}
             outcomes[i] = _record(one, fitted[i], latency, own)
         return outcomes
+
+
+def _judged(judge: Judge, numbers: Sequence[int], member: int, epoch: int, found: dict[str, float]) -> str | None:
+    """What `judge` says of a member; nothing of one that is there for the number of devices only."""
+    return judge(numbers[member], epoch, found) if member < len(numbers) else None
 
 
 def _record(deployed: Deployed, fitted: Fitted, latency: dict[str, Any], times: dict[str, float]) -> dict[str, Any]:

@@ -83,6 +83,7 @@ def training(
         patience=int(config["evaluate"]["patience"]) if selecting else 0,
         judge=judge or (lambda *_: None),
         last_checkpoint=stacked,
+        multiple=layout.devices,
         stop=stop,
         progress=progress,
     )

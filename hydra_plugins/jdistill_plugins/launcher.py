@@ -9,23 +9,39 @@ from hydra.plugins.launcher import Launcher
 
 @dataclass
 class LauncherConf:
-    _target_: str = "hydra_plugins.jdistill_plugins.launcher.JdistillLauncher"
+    _target_: str = "hydra_plugins.jdistill_plugins.launcher.PopulationLauncher"
     plan: bool = False
+    strategy: str = "auto"
+    workers: int = 0
+    max_members: int = 0
 
 
-class JdistillLauncher(Launcher):
-    """Composes and checks all jobs, then runs them one after another; a failed one does not end the sweep."""
+class PopulationLauncher(Launcher):
+    """Composes and checks all jobs, trains those of one structure as populations; a failed one does not end the sweep."""
 
-    def __init__(self, plan=False):
+    def __init__(self, plan=False, strategy="auto", workers=0, max_members=0):
         self.plan = plan
+        self.keys = {"strategy": strategy, "workers": workers, "max_members": max_members}
+        self.composer = self.judge = None
+        self.results = {}
 
     def setup(self, *, hydra_context, task_function, config):
-        self.context, self.task, self.config = hydra_context, task_function, config
+        from jdistill.sweep.units import Settings
+
+        self.context, self.config = hydra_context, config
+        self.stop = getattr(task_function, "stop", lambda: False)
+        self.settings = Settings(**self.keys)
 
     def launch(self, job_overrides, initial_job_idx):
         from jdistill.sweep.launch import launch
 
         return launch(self, job_overrides, initial_job_idx)
+
+    def make_executor(self):
+        from jdistill.sweep.executors.threads import Threads
+        from jdistill.sweep.plan import workers_of
+
+        return Threads(workers_of(self.settings))
 
 
 class JdistillSweeper(BasicSweeper):
@@ -48,5 +64,5 @@ class SweeperConf:
 
 
 _store = ConfigStore.instance()
-_store.store(group="hydra/launcher", name="jdistill", node=LauncherConf, provider="jdistill")
+_store.store(group="hydra/launcher", name="population", node=LauncherConf, provider="jdistill")
 _store.store(group="hydra/sweeper", name="jdistill", node=SweeperConf, provider="jdistill")

@@ -1,8 +1,6 @@
 """One Hydra job: from a composed config to `run`."""
 
 import contextlib
-import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from jdistill.config import GROUPS, fingerprint
-from jdistill.errors import RunError, UsageError
+from jdistill.errors import UsageError
 from jdistill.progress import Bar
 
 PRIMARY = "accuracy"
@@ -19,10 +17,13 @@ PRIMARY = "accuracy"
 
 def plain(config: DictConfig) -> dict[str, Any]:
     """A composed config as plain containers, without Hydra's own node."""
-    keys = [str(key) for key in config if key != "hydra"]
-    out = OmegaConf.to_container(OmegaConf.masked_copy(config, keys), resolve=True, enum_to_str=True)
-    assert isinstance(out, dict)
-    return {str(key): value for key, value in out.items()}
+    out = {}
+    for key in config:
+        if key != "hydra":
+            value = config[key]
+            is_node = OmegaConf.is_config(value)
+            out[str(key)] = OmegaConf.to_container(value, resolve=True, enum_to_str=True) if is_node else value
+    return out
 
 
 def choices(hydra: Any) -> dict[str, str]:
@@ -48,7 +49,7 @@ def resolve_sweep(*, _root_: DictConfig) -> str:
 
 
 def make_task(stop: Callable[[], bool]) -> Callable[[DictConfig], float | None]:
-    """The function Hydra calls for each job; returns the test accuracy."""
+    """The function Hydra calls for a single run, and a launcher not ours for each job; returns the test accuracy."""
 
     def task(config: DictConfig) -> float | None:
         from jdistill.run import run
@@ -63,11 +64,6 @@ def make_task(stop: Callable[[], bool]) -> Callable[[DictConfig], float | None]:
         except UsageError:
             _remove_if_empty(folder)
             raise
-        except RunError:
-            raise
-        except Exception as error:
-            (folder / "error.log").write_text(traceback.format_exc())
-            raise RunError(f"{type(error).__name__}: {_short(error)} (the traceback is in {folder / 'error.log'})") from error
         finally:
             bar.close()
         return result["metrics"]["test"].get(PRIMARY)
@@ -82,16 +78,6 @@ def describe(result: dict[str, Any]) -> str:
     if "teacher_agreement" in test:
         line += f", agrees with the teacher on {test['teacher_agreement']:.2%}"
     return line + f", {result['time_s']['total']:.1f} s"
-
-
-def now() -> float:
-    return time.time()
-
-
-def _short(error: BaseException) -> str:
-    from jdistill.checkpoint import first_line
-
-    return first_line(error)[:300]
 
 
 def _remove_if_empty(folder: Path) -> None:

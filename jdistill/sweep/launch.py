@@ -1,19 +1,25 @@
-"""The launcher's and the sweeper's work: compose and check all jobs, run them one by one, sum up."""
+"""The launcher's and the sweeper's work: compose and check all jobs, group them, have them carried out, sum up."""
 
-import json
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.utils import JobReturn, JobStatus, filter_overrides, run_job, setup_globals
-from omegaconf import DictConfig, OmegaConf, open_dict
+from hydra.core.utils import JobReturn, setup_globals
+from omegaconf import OmegaConf
 
-from jdistill.checkpoint import first_line, write_atomically
+from jdistill.checkpoint import first_line, write_json
 from jdistill.errors import RunError, UsageError
-from jdistill.fit import Diverged, Interrupted
-from jdistill.sweep.jobs import choices, describe, now, plain
+from jdistill.standing import Diverged, Interrupted, Pruned
+from jdistill.sweep.book import JobBook, claim
+from jdistill.sweep.compose import Composed, Composer
+from jdistill.sweep.display import Display
+from jdistill.sweep.jobs import describe
+from jdistill.sweep.replay import Replay
+from jdistill.sweep.units import Job, Outcome, Unit
 
 
 class SweepFailed(RunError):
@@ -39,53 +45,147 @@ def sweep(sweeper: Any, arguments: list[str]) -> Any:
 
 
 def launch(launcher: Any, job_overrides: Sequence[Sequence[str]], first: int) -> Sequence[JobReturn]:
-    """Runs the jobs of one batch in this process, in order; every config is checked before any job starts."""
+    """Carries out the jobs of one batch; every config is checked before any job starts."""
     setup_globals()
-    composed = [compose(launcher, list(overrides), first + i) for i, overrides in enumerate(job_overrides)]
-    blueprints = check_all(composed)
+    if launcher.composer is None:
+        launcher.composer = Composer(launcher.context.config_loader, launcher.config)
+    composed = [launcher.composer.job(overrides, first + i) for i, overrides in enumerate(job_overrides)]
+    jobs = [c.job for c in composed]
+    blueprints = check_all(jobs)
     if launcher.plan:
-        show_plan(composed, blueprints)
+        show_plan(jobs, blueprints, launcher)
         return []
     folder = Path(launcher.config.hydra.sweep.dir)
     folder.mkdir(parents=True, exist_ok=True)
-    book = JobBook(folder / "jobs.jsonl", composed, first)
-    print(f"{_many(len(composed), 'job')} in {folder}", file=sys.stderr)
-    returns = []
-    for config in composed:
-        returns.append(_run_one(launcher, config, book, total=first + len(composed)))
-        if config.fail_fast and returns[-1].status == JobStatus.FAILED:
-            break
-    return returns
+    with _held(folder):
+        if not first:
+            claim(folder, jobs)
+        return _Batch(launcher, composed, folder, first).carry_out(blueprints)
 
 
-def compose(launcher: Any, overrides: list[str], number: int) -> DictConfig:
-    """The config of one job."""
-    config = launcher.context.config_loader.load_sweep_config(launcher.config, overrides)
-    with open_dict(config):
-        config.hydra.job.id = number
-        config.hydra.job.num = number
-        config.hydra.sweep.dir = str(launcher.config.hydra.sweep.dir)  # one folder, whatever a job's own overrides
-    return config
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """While a sweep writes to its folder, no other one may."""
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise UsageError(
+            f"{folder} is in use by another jdistill; wait until that ends, or choose another hydra.sweep.dir"
+        ) from error
 
 
-def overrides_of(config: DictConfig) -> list[str]:
-    """What a job's command line says, without Hydra's own keys."""
-    return list(filter_overrides([str(override) for override in config.hydra.overrides.task]))
+class _Batch:
+    """The jobs that a sweeper asked for at once, and what has become of them."""
+
+    def __init__(self, launcher: Any, composed: Sequence[Composed], folder: Path, first: int):
+        self.launcher, self.composed, self.folder, self.first = launcher, list(composed), folder, first
+        self.replay = Replay(launcher.context, launcher.composer)
+        self.book = JobBook(folder / "jobs.jsonl", [c.job for c in composed], first)
+        self.returns: dict[int, JobReturn] = {}
+        self.interrupted: Exception | None = None
+        self.twins: dict[Path, list[Composed]] = {}
+        for c in composed:  # equal configs have one folder, and are one run
+            self.twins.setdefault(c.job.folder, []).append(c)
+
+    def carry_out(self, blueprints: Sequence[Any]) -> list[JobReturn]:
+        from jdistill.config import fingerprint
+        from jdistill.run import ended
+        from jdistill.sweep.plan import plan_units
+
+        force, fail_fast = (any(c.job.config[key] for c in self.composed) for key in ("force", "fail_fast"))
+        known: dict[int, Outcome] = {}
+        todo: list[tuple[Job, Any]] = []
+        for same in self.twins.values():
+            job = same[0].job
+            outcome = None if force else ended(job.folder, fingerprint(job.config))
+            if outcome is None:
+                todo.append((job, blueprints[job.number - self.first]))
+            else:
+                known[job.number] = outcome
+        settings = self.launcher.settings
+        units = plan_units([job for job, _ in todo], [b for _, b in todo], self.folder, settings)
+        about = [{"jobs": [j.number for j in u.jobs], "strategy": u.strategy, "reason": u.reason} for u in units]
+        write_json(self.folder / "units.json", about)
+        print(f"{_many(len(self.composed), 'job')} in {self.folder}", file=sys.stderr)
+        waiting = sum(len(self.twins[job.folder]) for job, _ in todo)
+        with Display(units, self.book.total, self.book.total - waiting) as self.display:
+            for number, outcome in sorted(known.items()):
+                self._end(self.composed[number - self.first].job, outcome)
+            self.launcher.make_executor().run(
+                units, self._done, stop=self.launcher.stop, progress=self._progress, judge=self.launcher.judge,
+                fail_fast=fail_fast,
+            )  # fmt: skip
+        if self.interrupted is not None and not (fail_fast and not self.launcher.stop()):
+            raise self.interrupted
+        return [self.returns[number] for number in sorted(self.returns)]
+
+    def _progress(self, unit: Unit, stage: str, done: int, total: int, rate: float) -> None:
+        self.display.progress(unit, stage, done, total, rate)
+
+    def _done(self, unit: Unit, outcomes: list[Outcome]) -> None:
+        for job, outcome in zip(unit.jobs, outcomes, strict=True):
+            if job.folder in self.twins:  # a resumed population may hold jobs of a larger sweep
+                self._end(job, outcome)
+
+    def _end(self, job: Job, outcome: Outcome) -> None:
+        """Records what became of a job and of those with the same config."""
+        for c in self.twins[job.folder]:
+            number = c.job.number
+            if number in self.returns:
+                continue
+            if isinstance(outcome, Interrupted):
+                self.interrupted = outcome
+                continue
+            try:
+                self.returns[number] = self.replay(c, outcome)
+            except OSError as error:  # a full disk: the job's own result may be there, the sweep goes on
+                outcome = RunError(f"{error.filename or c.job.folder}: {error.strerror or error}")
+                self.returns[number] = _failure(outcome)
+            self.launcher.results[number] = None if isinstance(outcome, Exception) else outcome
+            status, text = _status(outcome)
+            error_text = text if isinstance(outcome, Exception) else None
+            self.book.note([number], status=status, error=error_text, ended=time.time())
+            self.display.job(number, c.job.overrides, text, status)
 
 
-def check_all(composed: Sequence[DictConfig]) -> list[Any]:
+def _failure(error: Exception) -> JobReturn:
+    from hydra.core.utils import JobStatus
+
+    returned = JobReturn()
+    returned.return_value, returned.status = error, JobStatus.FAILED
+    return returned
+
+
+def _status(outcome: Outcome) -> tuple[str, str]:
+    """A job's status, and one line for it."""
+    if not isinstance(outcome, Exception):
+        return "finished", describe(outcome)
+    kinds = {"diverged": Diverged, "pruned": Pruned}
+    return next((name for name, kind in kinds.items() if isinstance(outcome, kind)), "failed"), first_line(outcome)
+
+
+def check_all(jobs: Sequence[Job]) -> list[Any]:
     """The blueprints of all jobs; raises `UsageError` with one line for each different mistake."""
     from jdistill.blueprint import read
+    from jdistill.config import fingerprint
 
     blueprints: list[Any] = []
     mistakes: dict[str, list[int]] = {}
-    for config in composed:
+    folders: dict[Path, tuple[int, str]] = {}
+    for job in jobs:
         try:
-            blueprints.append(read(plain(config)))
+            blueprints.append(read(job.config))
+            identity = fingerprint(job.config)
+            number, other = folders.setdefault(job.folder, (job.number, identity))
+            if other != identity:
+                raise UsageError(f"jobs {number} and {job.number} share the folder {job.folder}; let its name tell them apart")
         except UsageError as error:
-            mistakes.setdefault(str(error), []).append(config.hydra.job.num)
+            mistakes.setdefault(str(error), []).append(job.number)
     if mistakes:
-        lines = [f"{text} ({_jobs(numbers)} of {len(composed)})" for text, numbers in mistakes.items()]
+        lines = [f"{text} ({_numbers(numbers)} of {len(jobs)})" for text, numbers in mistakes.items()]
         raise UsageError("\njdistill: error: ".join(lines))
     return blueprints
 
@@ -94,82 +194,35 @@ def _many(count: int, thing: str) -> str:
     return f"{count} {thing}{'' if count == 1 else 's'}"
 
 
-def _jobs(numbers: list[int]) -> str:
+def _numbers(numbers: list[int]) -> str:
     shown = ", ".join(str(n) for n in numbers[:5]) + (", ..." if len(numbers) > 5 else "")
     return f"job{'s' if len(numbers) > 1 else ''} {shown}"
 
 
-def _run_one(launcher: Any, config: DictConfig, book: "JobBook", total: int) -> JobReturn:
-    number = config.hydra.job.num
-    book.update(number, status="running", started=now(), error=None)
-    returned = run_job(
-        hydra_context=launcher.context, task_function=launcher.task, config=config,
-        job_dir_key="hydra.sweep.dir", job_subdir_key="hydra.sweep.subdir",
-    )  # fmt: skip
-    label = f"[{number + 1}/{total}] {' '.join(book.jobs[number]['overrides'])}"
-    if returned.status == JobStatus.COMPLETED:
-        book.update(number, status="finished", ended=now())
-        result = json.loads((book.path.parent / book.jobs[number]["dir"] / "result.json").read_text())
-        print(f"{label}: {describe(result)}", file=sys.stderr)
-        return returned
-    error = returned._return_value
-    if isinstance(error, Interrupted):
-        book.update(number, status="pending")
-        raise error
-    status = "diverged" if isinstance(error, Diverged) else "failed"
-    book.update(number, status=status, ended=now(), error=first_line(error))
-    text = first_line(error)
-    print(f"{label}: {text if text.startswith(status) else f'{status}: {text}'}", file=sys.stderr)
-    return returned
+def show_plan(jobs: Sequence[Job], blueprints: Sequence[Any], launcher: Any) -> None:
+    """Prints jobs by group, that is by compiled program, and how each group would be carried out."""
+    from jdistill.sweep.plan import width_of
 
-
-class JobBook:
-    """`jobs.jsonl`: one line a job, rewritten whole and atomically at each change."""
-
-    def __init__(self, path: Path, composed: Sequence[DictConfig], first: int):
-        self.path = path
-        self.jobs: dict[int, dict[str, Any]] = {}
-        if first and path.is_file():  # a later batch of the same sweep
-            self.jobs = {row["job"]: row for row in map(json.loads, path.read_text().splitlines())}
-        for config in composed:
-            number = config.hydra.job.num
-            self.jobs[number] = {
-                "job": number,
-                "dir": str(config.hydra.sweep.subdir),
-                "overrides": overrides_of(config),
-                "choices": choices(config.hydra),
-                "status": "pending",
-                "error": None,
-            }
-        self._write()
-
-    def update(self, number: int, **fields: Any) -> None:
-        self.jobs[number] |= fields
-        self._write()
-
-    def _write(self) -> None:
-        text = "".join(json.dumps(row) + "\n" for _, row in sorted(self.jobs.items()))
-        write_atomically(self.path, lambda temporary: temporary.write_text(text))
-
-
-def show_plan(composed: Sequence[DictConfig], blueprints: Sequence[Any]) -> None:
-    """Prints jobs by group: the jobs of a group run in one compiled program."""
-    groups: dict[Any, list[DictConfig]] = {}
-    for config, blueprint in zip(composed, blueprints, strict=True):
-        groups.setdefault(blueprint.group(), []).append(config)
-    print(f"{_many(len(composed), 'job')} in {_many(len(groups), 'group')}; sweep folder {composed[0].hydra.sweep.dir}")
-    for i, members in enumerate(groups.values()):
-        print(f"group {i}: {_many(len(members), 'job')}")
-        for config in members:
-            print(f"  {config.hydra.job.num:4d}  {config.hydra.sweep.subdir}  {' '.join(overrides_of(config))}")
+    groups: dict[Any, list[int]] = {}
+    for i, blueprint in enumerate(blueprints):
+        groups.setdefault(blueprint.population(), []).append(i)
+    folder = launcher.config.hydra.sweep.dir
+    print(f"{_many(len(jobs), 'job')} in {_many(len(groups), 'group')}; sweep folder {folder}")
+    for number, members in enumerate(groups.values()):
+        width, reason = width_of(blueprints[members[0]], len(members), launcher.settings)
+        how = f"{width} at a time in one program" if width > 1 else "one after another"
+        print(f"group {number}: {_many(len(members), 'job')}, {how} ({reason})")
+        for i in members:
+            print(f"  {jobs[i].number:4d}  {jobs[i].folder.name}  {' '.join(jobs[i].overrides)}")
 
 
 def summarize(folder: Path) -> None:
     """Prints the sweep's table and the path of its figure; raises `SweepFailed` when a job failed."""
     from jdistill.commands import write_report
+    from jdistill.report.collect import read_jobs
 
     print(write_report(folder))
-    jobs = [json.loads(line) for line in (folder / "jobs.jsonl").read_text().splitlines()]
+    jobs = read_jobs(folder)
     failed = [job for job in jobs if job["status"] in ("failed", "diverged")]
     if failed:
         raise SweepFailed(f"{len(failed)} of {len(jobs)} jobs failed; `jdistill status {folder}` shows why")

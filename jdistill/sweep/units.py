@@ -5,11 +5,39 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from jdistill.errors import UsageError, did_you_mean
+
 Outcome = dict[str, Any] | Exception
 """What became of a job: its result, as in `result.json`, or what ended it."""
 
 Judge = Callable[[int, int, dict[str, float]], str | None]
 """`(job number, epoch, held-out metrics)` -> why the job is hopeless and shall stop, or None. Called after each evaluation."""
+
+
+STRATEGIES = ("auto", "loop", "vmap")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The launcher's keys.
+
+    Attributes:
+      strategy: `loop` (job by job), `vmap` (jobs of one structure in each step), or by the rule of `sweep.plan` (`auto`).
+      workers: units carried out at a time; 0 for a rule: a core each on a CPU, one on an accelerator.
+      max_members: jobs in one program at most; 0 for as many as the rule finds good.
+    """
+
+    strategy: str = "auto"
+    workers: int = 0
+    max_members: int = 0
+
+    def __post_init__(self) -> None:
+        if self.strategy not in STRATEGIES:
+            hint = did_you_mean(self.strategy, STRATEGIES)
+            raise UsageError(f"hydra.launcher.strategy must be one of {', '.join(STRATEGIES)}, got {self.strategy!r}{hint}")
+        for name in ("workers", "max_members"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"hydra.launcher.{name} must be at least 0, got {getattr(self, name)}")
 
 
 @dataclasses.dataclass(frozen=True)
