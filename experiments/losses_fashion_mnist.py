@@ -19,7 +19,6 @@ Time: about an hour on two free cores for 45 losses, estimated from two of them 
 
 import argparse
 import dataclasses
-import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -32,6 +31,7 @@ from _common import METHOD, PROBLEM, arguments, make, with_column, with_notes, w
 from jdistill import options as _registered
 from jdistill.registry import options
 from jdistill.report import Ranks, Table, collect, rank, ranks_figure
+from jdistill.report.collect import read_jobs
 
 del _registered  # imported to register
 
@@ -106,10 +106,10 @@ def refused(overrides: Sequence[str], seeds: Sequence[int], error: str) -> pd.Da
 
 def complete(folder: Path) -> bool:
     """Whether all runs of a loss have ended, well or not."""
-    files = [folder / part / "jobs.jsonl" for part in ("selection", "reported")]
-    if not all(file.is_file() for file in files):
+    parts = [folder / part for part in ("selection", "reported")]
+    if not all((part / "jobs.jsonl").is_file() for part in parts):
         return False
-    states = {json.loads(line)["status"] for file in files for line in file.read_text().splitlines()}
+    states = {job["status"] for part in parts for job in read_jobs(part)}
     return states <= {"finished", "failed", "diverged"}
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jdistill import config as configs
 from jdistill.compress.base import Compressor
@@ -18,7 +19,7 @@ from jdistill.method import Method, Rows, Stage, Term
 from jdistill.networks import Frozen, frozen_networks, network, optimizer, trained_networks
 from jdistill.optim import Optimizer
 from jdistill.parallel import Layout
-from jdistill.pytrees import as_leaves, require_nonnegative, structure_key
+from jdistill.pytrees import Carried, as_leaves, require_nonnegative, structure_key
 from jdistill.records import Tracker
 from jdistill.registry import build, number
 from jdistill.schemes import Scheme, Setting
@@ -71,6 +72,10 @@ class Blueprint:
 
     def method(self) -> Method:
         """The stages of the student's training: the scheme's, what their losses prepare, and each compressor's recovery."""
+        return self._method
+
+    @functools.cached_property
+    def _method(self) -> Method:
         keep, omit = self.config["transfer"]["keep"], self.config["transfer"]["omit"]
         transfer = Rows(None if keep is None else tuple(keep), tuple(omit))
         stages: list[Stage] = []
@@ -100,9 +105,13 @@ class Blueprint:
 
     def group(self) -> tuple[Any, ...]:
         """Runs with equal groups run in one compiled program."""
+        return self._group
+
+    @functools.cached_property
+    def _group(self) -> tuple[Any, ...]:
         data = configs.without(self.config, configs.OPERATIONAL)["data"]
         teachers = tuple((name, configs.teacher_fingerprint(frozen.config)) for name, frozen in self.teachers.items())
-        method = structure_key(as_leaves(self.method()))
+        method = structure_key(jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), self.method()))
         return self.student, self.learners, teachers, json.dumps(data, sort_keys=True), method
 
 
@@ -187,33 +196,25 @@ def check(blueprint: Blueprint) -> None:
 
 
 def features_wanted(blueprint: Blueprint) -> dict[str, frozenset[str]]:
-    """Which features of each frozen network any stage reads; traced on shapes, once for configs that differ in the seed.
+    """Which features of each frozen network any stage reads; traced on shapes, once for configs of one structure.
 
     Raises:
       UsageError: a layer does not exist, or shapes do not fit.
     """
-    config = configs.without(blueprint.config, ("seed", *configs.OPERATIONAL))
-    return _checked(_ByIdentity(blueprint), json.dumps(config, sort_keys=True))
-
-
-@dataclasses.dataclass(frozen=True)
-class _ByIdentity:
-    """Carries a blueprint through a cache that is keyed by the config's text alone."""
-
-    blueprint: Blueprint = dataclasses.field(compare=False)
-
-
-@functools.lru_cache(maxsize=512)
-def _checked(carrier: _ByIdentity, text: str) -> dict[str, frozenset[str]]:
-    del text
-    blueprint = carrier.blueprint
-    label = blueprint.dataset.train["label"]
     try:
-        stages = blueprint.method().stages
+        group = blueprint.group()
     except UsageError as error:
         own = str(error).split(" ")[0] in blueprint.config["scheme"]
         raise UsageError(f"scheme.{error}" if own else str(error)) from error
-    for stage in stages:
+    return _checked(Carried(blueprint), group)
+
+
+@functools.lru_cache(maxsize=512)
+def _checked(carried: Carried, group: tuple[Any, ...]) -> dict[str, frozenset[str]]:
+    del group
+    blueprint = carried.value
+    label = blueprint.dataset.train["label"]
+    for stage in blueprint.method().stages:
         steps_per_epoch(stage, len(label) if stage.rows is None else len(stage.rows.select(label)))
     try:
         return _trace(blueprint)

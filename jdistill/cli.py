@@ -17,7 +17,7 @@ jdistill: which way of distilling and compressing this teacher into that student
   jdistill plan [KEY=V1,V2 ...]    list the jobs of a multirun and the groups that share a program; run nothing
   jdistill table SWEEP ...         the table of one or more sweep or run folders (jdistill table --help)
   jdistill ranks SWEEP ...         average ranks over seeds and a critical-difference diagram (jdistill ranks --help)
-  jdistill status SWEEP            what of a sweep is done, failed, left
+  jdistill status SWEEP            what of a sweep is done, failed, left (--watch: again and again)
   jdistill list WHAT               losses, models, teachers, data, compression, schemes, experiments, ... (one a line)
   jdistill check-loss NAME [K=V]   whether a loss, perhaps your own, does what every loss must (--all: each of them)
 

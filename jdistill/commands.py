@@ -1,6 +1,7 @@
 """The sub-commands that read results: `table`, `ranks` and `status`. Nothing here imports JAX."""
 
 import argparse
+import contextlib
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -93,21 +94,33 @@ def ranks(arguments: list[str]) -> int:
 
 
 def status(arguments: list[str]) -> int:
-    """`jdistill status SWEEP`."""
-    parser = _Parser(prog="jdistill status", description="What of a sweep is finished, failed, running, pending.")
+    """`jdistill status SWEEP [--watch [SECONDS]]`."""
+    parser = _Parser(prog="jdistill status", description="What of a sweep is finished, failed, running, pending; time left.")
     parser.add_argument("sweep", type=Path, metavar="SWEEP", help="a sweep folder")
+    parser.add_argument(
+        "--watch", nargs="?", type=_seconds, const=5.0, metavar="SECONDS",
+        help="show it again every SECONDS (default: 5) until all is done",
+    )  # fmt: skip
     given = parser.parse_args(arguments)
 
-    from jdistill.report import status as read
-    from jdistill.report import status_text
+    from jdistill.report.status import status as read
+    from jdistill.report.status import status_text, watch
 
-    print(status_text(read(given.sweep)))
+    if given.watch is None:
+        print(status_text(read(given.sweep)))
+    else:
+        with contextlib.suppress(KeyboardInterrupt):  # the usual way to stop looking
+            watch(given.sweep, given.watch)
     return 0
 
 
 def write_report(folder: Path, **options: Any) -> str:
-    """Writes `table.md`, `table.csv`, `table.tex` and `accuracy_bytes.png` of a sweep; returns the text to print."""
+    """Writes `table.md`, `table.csv`, `table.tex`, `accuracy_bytes.png`, `curves.png` of a sweep; returns the text to print.
+
+    A figure is left out where no run has what it shows.
+    """
     from jdistill.report import collect, make_table, render, scatter_figure
+    from jdistill.report.figure import held_out_curves
 
     frame = collect(folder)
     made = make_table(frame, **options)
@@ -116,7 +129,16 @@ def write_report(folder: Path, **options: Any) -> str:
     lines = [render(made, format="text"), f"table: {folder / 'table.md'} (also .csv, .tex)"]
     if "size.bytes" in frame and frame["size.bytes"].notna().any():
         lines.append(f"figure: {scatter_figure(frame, path=folder / 'accuracy_bytes.png')[0]}")
+    by = options.get("by")
+    lines += [f"learning curves: {file}" for file in held_out_curves(frame, folder / "curves.png", by)]
     return "\n".join(lines)
+
+
+def _seconds(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 < (seconds := float(text)) <= 86400:
+            return seconds
+    raise argparse.ArgumentTypeError(f"expected a number of seconds above 0, up to 86400, got '{text}'")
 
 
 def _words(text: str | None) -> list[str] | None:

@@ -1,6 +1,5 @@
 """The root config, the identity of a run, and the objects a config describes."""
 
-import copy
 import dataclasses
 import hashlib
 import json
@@ -155,13 +154,17 @@ def digest(value: Any) -> str:
 
 
 def without(config: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
-    """A copy of `config` without the dotted `keys`."""
-    out = copy.deepcopy(config)
+    """`config` without the dotted `keys`; nothing in it is changed, what is unchanged is shared."""
+    out = dict(config)
     for key in keys:
         *parents, last = key.split(".")
         node: Any = out
         for parent in parents:
-            node = node.get(parent) if isinstance(node, dict) else None
+            if isinstance(node, dict) and isinstance(node.get(parent), dict):
+                node[parent] = dict(node[parent])  # only what changes is copied
+                node = node[parent]
+            else:
+                node = None
         if isinstance(node, dict):
             node.pop(last, None)
     return out
@@ -200,7 +203,7 @@ class _Shared(dict[str, Any]):
         return value.refuse() if isinstance(value, _Varies) else value
 
     def get(self, key: str, default: Any = None) -> Any:
-        return default if key not in self else self[key]
+        return self[key] if key in self else default  # noqa: SIM401 (that is this function)
 
 
 def shared(configs: Sequence[dict[str, Any]], prefix: str = "") -> dict[str, Any]:

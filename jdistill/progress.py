@@ -1,8 +1,10 @@
-"""How far a run is: a bar on a terminal, a line now and then elsewhere. And the wish to stop."""
+"""How far a run is: a bar on a terminal, a line now and then elsewhere; how that is said. And the wish to stop."""
 
 import signal
 import sys
 import time
+from collections import Counter
+from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
@@ -27,7 +29,7 @@ class Bar:
             self._shown = time.monotonic()
             left = (total - done) / max(rate, 1e-9)
             print(
-                f"{self.label}{stage}: step {done}/{total}, {rate:.1f} steps/s, {_duration(left)} left",
+                f"{self.label}{stage}: step {done}/{total}, {rate:.1f} steps/s, {duration(left)} left",
                 file=self.stream,
             )
 
@@ -55,10 +57,41 @@ class Bar:
             self._progress = None
 
 
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+def duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `3 h 20 min`, `2 d 3 h`; negative ones (a clock was set back) are `0 s`."""
+    seconds = max(0.0, seconds)
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes // 1440} d {minutes % 1440 // 60} h"
+
+
+def groups_text(units: Sequence[tuple[str, int]], done: int) -> str:
+    """`3 of 5 groups done: 4 vmap (60 jobs), 1 loop (1 job)`; `units`: strategy and number of jobs of each."""
+    count, jobs = Counter(strategy for strategy, _ in units), Counter[str]()
+    for strategy, size in units:
+        jobs[strategy] += size
+    kinds = ", ".join(f"{n} {strategy} ({many(jobs[strategy], 'job')})" for strategy, n in count.items())
+    return f"{done} of {many(len(units), 'group')} done" + (f": {kinds}" if kinds else "")
+
+
+def many(count: int, thing: str) -> str:
+    """`1 job`, `3 jobs`."""
+    return f"{count} {thing}{'' if count == 1 else 's'}"
+
+
+def numbers(jobs: Sequence[int]) -> str:
+    """`job 3`, `jobs 0-31` (all between), `jobs 0, 4, 8, ... (12)`."""
+    if len(jobs) == 1:
+        return f"job {jobs[0]}"
+    if list(jobs) == list(range(jobs[0], jobs[0] + len(jobs))):
+        return f"jobs {jobs[0]}-{jobs[-1]}"
+    shown = ", ".join(map(str, jobs[:3]))
+    return f"jobs {shown}" if len(jobs) <= 3 else f"jobs {shown}, ... ({len(jobs)})"
 
 
 class StopSignal:

@@ -86,6 +86,13 @@ def as_leaves(tree: T) -> T:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), tree)
 
 
+@dataclasses.dataclass(frozen=True)
+class Carried:
+    """Carries a value through a cache that is keyed by the other arguments alone."""
+
+    value: Any = dataclasses.field(compare=False)
+
+
 def structure_key(tree: Any) -> tuple:
     """Hashable: two trees with equal keys run in one compiled program."""
     leaves, treedef = jax.tree.flatten(tree)

@@ -18,7 +18,7 @@ from jdistill import blueprint as blueprints
 from jdistill import plugins, stacking
 from jdistill.blueprint import Blueprint
 from jdistill.checkpoint import Checkpoints, first_line, write_json
-from jdistill.config import fingerprint, shared
+from jdistill.config import shared
 from jdistill.environment import CompileClock, environment, peak_memory
 from jdistill.errors import RunError, UsageError
 from jdistill.evaluation import Deployed, answers, deploy, latencies
@@ -113,7 +113,7 @@ class _Place:
 
     def __init__(self, job: Job):
         self.job, self.blueprint = job, blueprints.read(job.config)
-        self.identity = fingerprint(job.config)
+        self.identity = job.identity
         self.working = False
         self.listeners: tuple[Any, ...] = ()
 

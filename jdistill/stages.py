@@ -11,6 +11,7 @@ from jax import Array
 from jdistill import schedules
 from jdistill.compress import apply_all
 from jdistill.method import Stage
+from jdistill.pytrees import Carried
 from jdistill.teachers.targets import ReadFeatures
 from jdistill.train import Parts, TrainState, effective, forward_pass, references, trained
 from jdistill.types import Batch, Model, Outputs, PyTree
@@ -105,13 +106,24 @@ def enter_stage(
 
 
 def abstract_outputs(parts: Parts, state: TrainState, sample: Batch, frozen: PyTree, stage: Stage) -> dict[str, Outputs]:
-    """Shapes of what every network of a stage gives for `sample`, without computing anything."""
+    """Shapes of what every network of a stage gives for `sample`, without computing anything; kept for other runs."""
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state.params, state.model_state, sample, frozen))
+    leaves, treedef = jax.tree.flatten(shapes)
+    wanted = (frozenset(stage.read()), any(term.loss.reads_initial for term in stage.terms))
+    return _abstract_outputs(parts, treedef, tuple((leaf.shape, leaf.dtype) for leaf in leaves), wanted, Carried(stage))
+
+
+@functools.lru_cache(maxsize=256)
+def _abstract_outputs(parts: Parts, treedef: Any, shapes: Any, wanted: Any, carried: Carried) -> dict[str, Outputs]:
+    del wanted
+    leaves = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes]
+    params, model_state, sample, frozen = jax.tree.unflatten(treedef, leaves)
     batch = {**sample, "inputs": jax.eval_shape(parts.preprocess, sample["inputs"])}
     known: dict[str, Outputs] = {}
     for learner in parts.learners:
         source = batch["inputs"] if learner.reads is None else known[learner.reads].features
-        known[learner.name] = _abstract(learner.model, state.params[learner.name], state.model_state[learner.name], source)
-    return known | jax.eval_shape(functools.partial(references, parts, stage), frozen, batch)
+        known[learner.name] = _abstract(learner.model, params[learner.name], model_state[learner.name], source)
+    return known | jax.eval_shape(functools.partial(references, parts, carried.value), frozen, batch)
 
 
 def features_read(parts: Parts, stage: Stage, state: TrainState, frozen: PyTree, sample: Batch) -> dict[str, set[str]]:

@@ -8,14 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jdistill import schedules
+from jdistill.applying import Share
 from jdistill.compress import apply_all
 from jdistill.method import Stage
 from jdistill.optim import Clock
+from jdistill.passes import Learner, Parts, Shares, forward_pass, references
 from jdistill.pytrees import pytree
-from jdistill.teachers.targets import Target
-from jdistill.types import Batch, Context, Model, Network, Outputs, PyTree
+from jdistill.types import Batch, Model, PyTree
 
 EVAL_CHUNK = 512
 
@@ -41,38 +43,6 @@ class TrainState:
     compressor_state: tuple[PyTree, ...]
 
 
-class Learner(NamedTuple):
-    """A network of the run whose parameters are in the state.
-
-    Attributes:
-      name: the key of its parameters.
-      model: the network.
-      reads: None for a network of the inputs; else the name of an earlier learner, whose features are its inputs.
-    """
-
-    name: str
-    model: Model
-    reads: str | None = None
-
-
-class Parts(NamedTuple):
-    """The hashable parts of a program; two runs with equal parts and methods of one structure share what was compiled.
-
-    Attributes:
-      learners: what may be trained, the student first.
-      targets: (name, function) of what is frozen; `initial` is the student as it was initialised.
-      preprocess: raw inputs -> float32 inputs.
-      augment: `(key, raw inputs) -> raw inputs`, or None.
-      observe: `(Outputs, batch) -> {name: [B]}`, metrics of the first network a stage trains.
-    """
-
-    learners: tuple[Learner, ...]
-    targets: tuple[tuple[str, Target], ...]
-    preprocess: Callable[[Array], Array]
-    augment: Callable[[Array, Array], Array] | None
-    observe: Callable[[Outputs, Batch], dict[str, Array]]
-
-
 class Keys(NamedTuple):
     """The independent random streams of a run, from its seed."""
 
@@ -84,89 +54,6 @@ class Keys(NamedTuple):
     def of(cls, seed: int) -> "Keys":
         root = jax.random.key(seed)
         return cls(*(jax.random.fold_in(root, i) for i in range(3)))
-
-
-class Passed(NamedTuple):
-    """What a forward pass through the networks and terms of a stage gives.
-
-    Attributes:
-      total: [] the objective.
-      means: term name -> [] mean of the loss's values.
-      outputs: learner name -> outputs.
-      model_state: what changed of the state's `model_state`.
-    """
-
-    total: Array
-    means: dict[str, Array]
-    outputs: dict[str, Outputs]
-    model_state: dict[str, PyTree]
-
-
-def references(parts: Parts, stage: Stage, frozen: PyTree, batch: Batch) -> dict[str, Outputs]:
-    """Outputs of the frozen networks that a stage reads, without gradient."""
-    wanted = stage.read() | ({"initial"} if any(term.loss.reads_initial for term in stage.terms) else set())
-    return jax.lax.stop_gradient({name: target(frozen[name], batch) for name, target in parts.targets if name in wanted})
-
-
-def forward_pass(
-    parts: Parts, stage: Stage, params: PyTree, model_state: PyTree, frozen: PyTree, referred: dict[str, Outputs],
-    batch: Batch, key: Array,
-) -> Passed:  # fmt: skip
-    """The networks and terms of `stage` on a preprocessed batch; `params` are effective, `referred` the frozen outputs."""
-    targets, networks = dict(parts.targets), {}
-    outputs: dict[str, Outputs] = {}
-    changed: dict[str, PyTree] = {}
-    needed = _needed(parts, stage)
-    for i, learner in enumerate(parts.learners, start=1):
-        if learner.name not in needed:
-            continue
-        name, tuned = learner.name, stage.tuning is not None and learner.name == "student"
-        mode = {"key": jax.random.fold_in(key, i), "train": name in stage.trains and not tuned}
-        source = batch["inputs"] if learner.reads is None else outputs[learner.reads].features
-        outputs[name], changed[name] = learner.model.apply(params[name], model_state[name], source, **mode)
-        networks[name] = learner, mode
-
-    def network(name: str | None, *, frozen_too: bool) -> Network | None:
-        if name in targets:
-            return targets[name].network(frozen[name], batch)
-        if name is None or name not in networks:
-            return None
-        learner, mode = networks[name]
-        own = jax.lax.stop_gradient(params[name]) if frozen_too else params[name]
-        made = learner.model.network(own, model_state[name], **mode)
-        if learner.reads is None:
-            return made
-        base = network(learner.reads, frozen_too=frozen_too)
-        assert base is not None
-        return made._replace(outputs=lambda inputs: made.outputs(base.outputs(inputs).features))
-
-    known = {**jax.lax.stop_gradient(outputs), **referred}
-    means, loss_state = {}, dict(model_state["loss"])
-    for i, term in enumerate(stage.terms):
-        student = network(term.learner, frozen_too=False)
-        assert student is not None
-        context = Context(
-            student=outputs[term.learner],
-            teacher=known.get(term.teacher or ""),
-            batch=batch,
-            key=jax.random.fold_in(key, 1000 + i),
-            student_network=student,
-            teacher_network=network(term.teacher, frozen_too=True),
-            initial=referred.get("initial"),
-        )
-        values, loss_state[term.name] = term.loss.evaluate(params["loss"][term.name], loss_state[term.name], context)
-        means[term.name] = term.mean(values, known, batch)
-    total = sum((term.weight * means[term.name] for term in stage.terms), start=jnp.zeros(()))
-    return Passed(total, means, outputs, jax.lax.stop_gradient({**changed, "loss": loss_state}))
-
-
-def _needed(parts: Parts, stage: Stage) -> set[str]:
-    """The learners that a stage must run."""
-    needed = stage.read()
-    for learner in reversed(parts.learners):
-        if learner.name in needed and learner.reads:
-            needed.add(learner.reads)
-    return needed
 
 
 def trained(stage: Stage, params: PyTree) -> PyTree:
@@ -201,28 +88,16 @@ def make_step(parts: Parts) -> Callable[..., tuple[TrainState, dict[str, Array]]
         clock = Clock(state.stage_step, *lengths)
         stage = schedules.at(stage, clock)
         key = jax.random.fold_in(key, state.step)
-        batch = prepare(batch, jax.random.fold_in(key, 0))
-        referred = references(parts, stage, frozen, batch)
-
-        def objective(moved):
-            params = effective(stage, {**state.params, **moved}, state.compressor_state)
-            passed = forward_pass(parts, stage, params, state.model_state, frozen, referred, batch, key)
-            return passed.total, passed
-
+        batch = prepare(_on_mesh(parts, batch), jax.random.fold_in(key, 0))
+        grads, metrics, changed = _gradients(parts, stage, state, frozen, batch, key)
         moved = trained(stage, state.params)
-        (total, passed), grads = jax.value_and_grad(objective, has_aux=True)(moved)
         updated, opt_state = stage.optim.update(grads, state.opt_state, moved, clock)
         held = {t.name: t.loss.hold(moved["loss"][t.name], updated["loss"][t.name]) for t in stage.terms}
         params = {**state.params, **updated, "loss": held}
-        model_state = {**state.model_state, **passed.model_state}
+        model_state = {**state.model_state, **changed}
         for average in stage.averages:
             for tree in (params, model_state):
                 tree[average.name] = average(tree[average.name], tree[average.of], state.stage_step)
-        examples = batch["label"].shape[0]
-        observed = parts.observe(passed.outputs[next(iter((*stage.trains, *passed.outputs)))], batch)
-        metrics = {name: jnp.sum(value, dtype=jnp.float32) for name, value in observed.items()}
-        metrics |= {name: (mean * examples).astype(jnp.float32) for name, mean in passed.means.items()}
-        metrics |= {"loss": (total * examples).astype(jnp.float32), "examples": jnp.float32(examples)}
         new = TrainState(
             step=state.step + 1,
             stage_step=state.stage_step + 1,
@@ -234,6 +109,74 @@ def make_step(parts: Parts) -> Callable[..., tuple[TrainState, dict[str, Array]]
         return new, metrics
 
     return step
+
+
+def _on_mesh(parts: Parts, batch: Batch, axis: int = 0) -> Batch:
+    """`batch`, whose axis of examples the compiler splits over the devices of `parts.mesh`, where they divide it."""
+    if parts.mesh is None or batch["label"].shape[axis] % parts.mesh.size:
+        return batch
+    place = NamedSharding(parts.mesh, PartitionSpec(*(None,) * axis, "data"))
+    return jax.lax.with_sharding_constraint(batch, place)
+
+
+def _gradients(
+    parts: Parts, stage: Stage, state: TrainState, frozen: PyTree, batch: Batch, key: Array
+) -> tuple[PyTree, dict[str, Array], dict[str, PyTree]]:
+    """Gradients of a prepared batch for what the stage trains, the step's metrics, and the changed model state.
+
+    The batch goes through micro-batch by micro-batch, or whole where `parts.microbatches` does not divide it.
+    """
+    size, count = batch["label"].shape[0], parts.microbatches
+    if count == 1 or size % count:
+        return _pass(parts, stage, state, state.model_state, frozen, batch, key, None)
+    pieces = _on_mesh(parts, jax.tree.map(lambda rows: rows.reshape(count, size // count, *rows.shape[1:]), batch), axis=1)
+
+    def one(model_state, number, piece):
+        *sums, changed = _pass(parts, stage, state, model_state, frozen, piece, key, Share(number, count))
+        return tuple(sums), {**model_state, **changed}
+
+    def body(carry, numbered):
+        sums, model_state = carry
+        further, model_state = one(model_state, *numbered)
+        return (jax.tree.map(jnp.add, sums, further), model_state), None
+
+    numbers = jnp.arange(count)
+    first = one(state.model_state, numbers[0], jax.tree.map(lambda rows: rows[0], pieces))
+    rest = jax.tree.map(lambda rows: rows[1:], (numbers, pieces))
+    # A convolution in a compiled loop is tens of times slower on a CPU.
+    (sums, model_state), _ = jax.lax.scan(body, first, rest, unroll=jax.default_backend() == "cpu")
+    grads, metrics = sums
+    return jax.tree.map(lambda grad: grad / count, grads), metrics, model_state
+
+
+def _pass(
+    parts: Parts, stage: Stage, state: TrainState, model_state: PyTree, frozen: PyTree, batch: Batch, key: Array,
+    micro: Share | None,
+) -> tuple[PyTree, dict[str, Array], dict[str, PyTree]]:  # fmt: skip
+    """`_gradients` of one (micro-)batch."""
+    shares, examples = Shares(micro, _device_share(parts, batch)), batch["label"].shape[0]
+    referred = references(parts, stage, frozen, batch, shares)
+
+    def objective(moved):
+        params = effective(stage, {**state.params, **moved}, state.compressor_state)
+        passed = forward_pass(parts, stage, params, model_state, frozen, referred, batch, key, shares)
+        return passed.total, passed
+
+    (total, passed), grads = jax.value_and_grad(objective, has_aux=True)(trained(stage, state.params))
+    if parts.axis is not None:
+        grads = jax.lax.pmean(grads, parts.axis)
+    observed = parts.observe(passed.outputs[next(iter((*stage.trains, *passed.outputs)))], batch)
+    metrics = {name: jnp.sum(value, dtype=jnp.float32) for name, value in observed.items()}
+    metrics |= {name: (mean * examples).astype(jnp.float32) for name, mean in passed.means.items()}
+    metrics |= {"loss": (total * examples).astype(jnp.float32), "examples": jnp.float32(examples)}
+    return grads, metrics, passed.model_state
+
+
+def _device_share(parts: Parts, batch: Batch) -> Share | None:
+    """The share of a batch that a mapped device takes; None where each takes all of it, as of one they do not divide."""
+    if parts.axis is None or batch["label"].shape[0] % jax.lax.axis_size(parts.axis):
+        return None
+    return Share(jax.lax.axis_index(parts.axis), jax.lax.axis_size(parts.axis), parts.axis)
 
 
 class Programs(NamedTuple):
@@ -264,14 +207,15 @@ def programs(parts: Parts, stacked: bool = False) -> Programs:
         state, metrics = step(state, frozen, take(data, rows), key, stage, lengths)
         return state, add(totals, metrics)
 
+    nth: Callable[..., Any] = chosen
     if stacked:
         own = {name: 0 if name == "initial" else None for name, _ in parts.targets}
         single = jax.vmap(single, in_axes=(0, 0, own, 0, 0, 0, None))
-        chosen = jax.vmap(chosen, in_axes=(None, 0, 0, own, None, 0, 0, 0, None))
+        nth = jax.vmap(chosen, in_axes=(None, 0, 0, own, None, 0, 0, 0, None))
 
     def block(state, totals, frozen, data, order, start, count, key, stage, lengths):
         def body(i, carry):
-            return chosen(start + i, *carry, frozen, data, order, key, stage, lengths)
+            return nth(start + i, *carry, frozen, data, order, key, stage, lengths)
 
         return jax.lax.fori_loop(0, count, body, (state, totals))
 
@@ -284,6 +228,7 @@ def take(data: Batch, rows: Array) -> Batch:
 
 
 take_jit = jax.jit(take)
+take_members = jax.jit(jax.vmap(take, in_axes=(None, 0)))
 
 
 def add(totals: dict[str, Array], metrics: dict[str, Array]) -> dict[str, Array]:
@@ -306,28 +251,53 @@ def epoch_order(key: Array, examples: int, epoch: Array) -> Array:
     return jnp.argsort(jax.random.bits(jax.random.fold_in(key, epoch), (examples,), jnp.uint32)).astype(jnp.int32)
 
 
+@functools.partial(jax.jit, static_argnums=1)
+def epoch_orders(keys: Array, examples: int, epoch: Array) -> Array:
+    """`epoch_order` of every member of a population: [members, examples] int32 from [members] keys."""
+    return jax.vmap(lambda key: epoch_order(key, examples, epoch))(keys)
+
+
 @functools.lru_cache(maxsize=64)
-def forward(model: Model, preprocess: Callable[[Array], Array]) -> Callable[..., Array]:
-    """Compiled `(params, state, raw inputs [B, ...]) -> logits [B, K]` in evaluation mode."""
-    return jax.jit(lambda params, state, inputs: model.apply(params, state, preprocess(inputs), train=False)[0].logits)
+def forward(model: Model, preprocess: Callable[[Array], Array], stacked: bool = False) -> Callable[..., Array]:
+    """Compiled `(params, state, raw inputs [B, ...]) -> logits [B, K]` in evaluation mode; `stacked` [members, B, K]."""
+
+    def logits(params, state, inputs):
+        return model.apply(params, state, preprocess(inputs), train=False)[0].logits
+
+    return jax.jit(jax.vmap(logits, in_axes=(0, 0, None)) if stacked else logits)
 
 
 def predict(
-    model: Model, preprocess: Callable[[Array], Array], variables: tuple[PyTree, PyTree], inputs: np.ndarray
+    model: Model,
+    preprocess: Callable[[Array], Array],
+    variables: tuple[PyTree, PyTree],
+    inputs: np.ndarray,
+    stacked: bool = False,
 ) -> np.ndarray:
-    """Logits [N, K] float32 of raw inputs [N, ...] in evaluation mode, chunk by chunk (one shape, one program)."""
-    call = forward(model, preprocess)
+    """Logits [N, K] float32 of raw inputs [N, ...] in evaluation mode, chunk by chunk (one shape, one program).
+
+    `stacked` variables of a population give [members, N, K].
+    """
+    call = forward(model, preprocess, stacked)
     chunks = []
     for start in range(0, len(inputs), EVAL_CHUNK):
         chunk = inputs[start : start + EVAL_CHUNK]
         missing = EVAL_CHUNK - len(chunk)
         padded = np.concatenate([chunk, np.repeat(chunk[:1], missing, axis=0)]) if missing else chunk
         chunks.append((call(*variables, padded), len(chunk)))
-    return (
-        np.concatenate([np.asarray(logits, np.float32)[:n] for logits, n in chunks]) if chunks else np.zeros((0, 1), np.float32)
-    )
+    if not chunks:
+        return np.zeros((0, 1), np.float32)
+    with np.errstate(over="ignore"):  # float64 logits of a network that diverged
+        return np.concatenate([np.asarray(logits, np.float32)[..., :n, :] for logits, n in chunks], axis=-2)
 
 
 def has_convolution(params: PyTree) -> bool:
     """Whether any parameter is a convolution kernel; decides between loop and block on a CPU."""
     return any(leaf.ndim >= 4 for leaf in jax.tree.leaves(params))
+
+
+__all__ = [
+    "EVAL_CHUNK", "Keys", "Learner", "Parts", "Programs", "TrainState", "add", "effective", "epoch_order", "epoch_orders",
+    "forward", "forward_pass", "has_convolution", "make_step", "predict", "programs", "references", "take", "take_jit",
+    "take_members", "trained", "zero_totals",
+]  # fmt: skip

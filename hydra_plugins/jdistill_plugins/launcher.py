@@ -1,6 +1,7 @@
 """What Hydra wants under this name; the work is in `jdistill.sweep`. Kept tiny: every Hydra app here executes it."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
@@ -47,6 +48,10 @@ class PopulationLauncher(Launcher):
 class JdistillSweeper(BasicSweeper):
     """Hydra's cartesian sweeper, without composing every job a second time, and with a summary at the end."""
 
+    def __init__(self, max_batch_size=None, params=None, zip=None):
+        super().__init__(max_batch_size, params)
+        self.zip = zip
+
     def validate_batch_is_legal(self, batch):
         pass  # the launcher composes all jobs before it runs any
 
@@ -61,6 +66,7 @@ class SweeperConf:
     _target_: str = "hydra_plugins.jdistill_plugins.launcher.JdistillSweeper"
     max_batch_size: int | None = None
     params: dict[str, str] | None = None
+    zip: Any = None
 
 
 _store = ConfigStore.instance()

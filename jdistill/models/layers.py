@@ -11,6 +11,7 @@ from flax import linen as nn
 from flax.typing import Initializer
 from jax import Array
 
+from jdistill.applying import batch_axis
 from jdistill.errors import UsageError
 
 he_normal: Initializer = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -70,6 +71,7 @@ class BatchNorm(nn.Module):
 
     Training normalises by the biased variance of the batch (divided by n) but stores the unbiased one
     (divided by n - 1) with weight 0.1, as `torch.nn.BatchNorm2d` does; `flax.linen.BatchNorm` stores the biased one.
+    Statistics are computed and kept in float32 at least, of the whole batch where the step spreads it over a mapped axis.
     """
 
     epsilon: float = 1e-5
@@ -77,25 +79,34 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        features = x.shape[-1]
+        features, given = x.shape[-1], x.dtype
+        x = x.astype(jnp.promote_types(given, jnp.float32))
         scale = self.param("scale", nn.initializers.ones, (features,))
         bias = self.param("bias", nn.initializers.zeros, (features,))
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (features,), jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, (features,), jnp.float32)
         mean, var = running_mean.value, running_var.value
         if train:
-            axes = tuple(range(x.ndim - 1))
-            mean, var = jnp.mean(x, axes), jnp.var(x, axes)
-            n = x.size // features
+            mean, var, n = _statistics(x)
             self._update(running_mean, mean)
             self._update(running_var, var * (n / max(n - 1, 1)))
         shape = (1,) * (x.ndim - 1) + (features,)
         gain = scale * jax.lax.rsqrt(var + self.epsilon)
-        return (x - mean.reshape(shape)) * gain.reshape(shape) + bias.reshape(shape)
+        out = (x - mean.reshape(shape)) * gain.reshape(shape) + bias.reshape(shape)
+        return out if x.dtype == given else out.astype(given)
 
     def _update(self, running: nn.Variable, value: Array) -> None:
         old = running.value
         running.value = ((1 - self.momentum) * old + self.momentum * value).astype(old.dtype)
+
+
+def _statistics(x: Array) -> tuple[Array, Array, int]:
+    """Mean and biased variance [C] over all axes but the last, and the number of values behind each."""
+    axes, n, axis = tuple(range(x.ndim - 1)), x.size // x.shape[-1], batch_axis()
+    if axis is None:
+        return jnp.mean(x, axes), jnp.var(x, axes), n
+    mean = jax.lax.pmean(jnp.mean(x, axes), axis)
+    return mean, jax.lax.pmean(jnp.mean(jnp.square(x - mean), axes), axis), n * jax.lax.axis_size(axis)
 
 
 def norm(x: Array, train: bool, *, name: str) -> Array:

@@ -33,8 +33,8 @@ class Column:
 class Table:
     """Rows of raw, unrounded numbers (fractions, not percent), columns that say how to show them, and a footer.
 
-    A row's dict has the group keys under their column names (`choices.loss`), `n`, `failed`, `failed.text`, `reason`,
-    `baseline` (whether it is the baseline), `<metric>.mean`, `<metric>.std`, `difference`, `difference.low`,
+    A row's dict has the group keys under their column names (`choices.loss`), `n`, `failed`, `pruned`, `failed.text`,
+    `reason`, `baseline` (whether it is the baseline), `<metric>.mean`, `<metric>.std`, `difference`, `difference.low`,
     `difference.high`, `pairs`, `p.raw`, `p`, `detectable` and the means of all other numbers.
     """
 

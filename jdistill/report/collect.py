@@ -25,10 +25,10 @@ def collect(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) ->
 
     Columns: `path`, `sweep` (None for a single run), `job`, `status`, `error`, `overrides` (a list), then everything in
     `result.json` (`choices.loss`, `config.loss.temperature`, `metrics.test.accuracy`, `size.bytes`, ...); lists are
-    written as JSON text. `status` is `finished`, `failed`, `diverged`, `running`, `pending`, or, where the file is the
-    problem, `unreadable` or `missing`, with the reason in `error`. A readable `result.json` decides over `jobs.jsonl`,
-    since a run writes it last. Jobs without a result take their choices and config from their overrides, and from
-    what all other jobs of the sweep agree on.
+    written as JSON text. `status` is `finished`, `failed`, `diverged`, `pruned` (stopped by a search), `running`,
+    `pending`, or, where the file is the problem, `unreadable` or `missing`, with the reason in `error`. A readable
+    `result.json` decides over `jobs.jsonl`, since a run writes it last. Jobs without a result take their choices and
+    config from their overrides, and from what all other jobs of the sweep agree on.
 
     Raises:
       UsageError: a path that is neither a run folder nor a sweep folder.
@@ -85,10 +85,10 @@ def read_jobs(sweep: str | os.PathLike[str]) -> list[Record]:
     return [jobs[n] for n in sorted(jobs)] + broken
 
 
-def read_sweep(path: str | os.PathLike[str]) -> list[Record]:
-    """Flat records of all jobs of a sweep folder."""
+def read_sweep(path: str | os.PathLike[str], jobs: list[Record] | None = None) -> list[Record]:
+    """Flat records of all jobs of a sweep folder. `jobs`: what `read_jobs` gave, where it has been read already."""
     sweep, records = Path(path), []
-    for job in read_jobs(sweep):
+    for job in read_jobs(sweep) if jobs is None else jobs:
         status, error = str(job.get("status", "pending")), job.get("error")
         record: Record = {"path": None, "status": status, "error": error}
         if job.get("dir"):
@@ -96,7 +96,7 @@ def read_sweep(path: str | os.PathLike[str]) -> list[Record]:
             if record["status"] == "missing" and status != "finished":
                 record.update(status=status, error=error)
         if not record.get("overrides"):
-            record["overrides"] = list(job.get("overrides") or [])
+            record["overrides"] = job["overrides"] if isinstance(job.get("overrides"), list) else []
         records.append({**record, "sweep": str(sweep), "job": job.get("job")})
     return records
 

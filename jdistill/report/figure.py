@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from jdistill.errors import UsageError, unknown
 from jdistill.report import keys, stats
+from jdistill.report.baseline import parse_baseline
 from jdistill.report.cells import is_percent, lower_is_better
 from jdistill.report.collect import read_curves
 
@@ -20,8 +23,11 @@ if TYPE_CHECKING:
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 _HEADING = "heading: "  # marks the legend entries that are printed bold
+_NAMED = 40  # points a legend names one by one
+ROWS = 12  # curves that can still be told apart
 DASHES = ("-", "--", ":", "-.")
 Looks = dict[tuple[Any, ...], tuple[str, str, str]]  # group -> colour, marker, dashes
+Groups = dict[tuple[Any, ...], list[dict[str, Any]]]  # values of the keys -> runs
 Points = dict[tuple[Any, ...], tuple[tuple[float, float], tuple[float, float]]]  # group -> (mean, std) of x, of y
 Curves = dict[tuple[Any, ...], list[tuple[float, float, float]]]  # group -> (x, mean, std) along the curve
 _STYLE: Any = {
@@ -47,6 +53,8 @@ def scatter_figure(
 ) -> list[Path]:
     """One point a group (mean over its finished runs, bars: sample standard deviation), the Pareto front, the teacher.
 
+    Where there are more groups than a legend can name, those that are not on the front are grey dots.
+
     Args:
       frame: from `collect`.
       path: the file to write; beside it a PNG is written where its suffix is another format (`.pdf`, `.svg`).
@@ -66,7 +74,8 @@ def scatter_figure(
     scale = 100.0 if is_percent(y) else 1.0
 
     def draw(axes: Axes) -> None:
-        looks = _looks(list(points))
+        named = _named(points, columns, lower_is_better(y))
+        looks = _looks(named, columns)
         _points(axes, points, looks, scale, lower_is_better(y))
         _teacher(axes, [r for runs in groups.values() for r in runs], x, y, scale)
         if 0 < 10 * min(px[0] for px, _ in points.values()) < axes.get_xlim()[1]:
@@ -84,21 +93,25 @@ def curves_figure(
     y: str = "validation.accuracy",
     x: str = "epoch",
     by: str | Sequence[str] | None = None,
+    most: int | None = None,
 ) -> list[Path]:
     """Learning curves out of each run's `metrics.jsonl`: a group's mean, in a band of one sample standard deviation.
 
-    At each x the mean is over the runs that have a value there. Runs of any status count: a failed run's curve
-    shows where it went.
+    At each x the mean is over the runs that have a value there. Runs of any status but `pruned` count: a failed run's
+    curve shows where it went; those a search stopped were chosen by their curves, and would bend the mean.
 
     Args:
       frame: from `collect`; its column `path` says where the runs are.
       path, by: as for `scatter_figure`.
       y, x: keys of the lines of `metrics.jsonl`, dotted.
+      most: draw at most so many groups: those with the best mean `y` of finished runs (as in their results), the best
+        one with `loss=none` always among them; the title says so. Only their files are read.
 
     Raises:
       UsageError: no run has such curves (the message lists the keys there are), an unknown key or suffix.
     """
-    columns, groups = _groups(frame, by, ())
+    columns, groups = _groups(frame[frame["status"] != "pruned"], by, ())
+    groups, title = (groups, "") if most is None or len(groups) <= most else _best(groups, columns, y, most)
     lines = {
         values: [read_curves(r["path"]) for r in runs if not keys.missing(r.get("path"))] for values, runs in groups.items()
     }
@@ -114,14 +127,28 @@ def curves_figure(
     def draw(axes: Axes) -> None:
         from matplotlib.ticker import MaxNLocator
 
-        looks = _looks(list(curves))
+        looks = _looks(list(curves), columns)
         _lines(axes, curves, looks, scale)
         if x in ("epoch", "step"):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _titles(axes, x, y)
+        axes.set_title(title, fontsize=9, loc="left")
         _legend(axes, columns, looks, lines=True)
 
     return write_figure(draw, path)
+
+
+def held_out_curves(frame: pd.DataFrame, path: str | os.PathLike[str], by: str | Sequence[str] | None = None) -> list[Path]:
+    """`curves_figure` of the best rows by accuracy on what was held out (validation, else test), else in training.
+
+    Returns:
+      The files written; none where no finished run has such curves.
+    """
+    for y in ("validation.accuracy", "test.accuracy", "train.accuracy"):
+        if f"metrics.{y}" in frame and frame[f"metrics.{y}"].notna().any():
+            with contextlib.suppress(UsageError):  # runs that were evaluated on it only at their end have no curves of it
+                return curves_figure(frame, path, y, by=by, most=ROWS)
+    return []
 
 
 def pareto(points: Sequence[tuple[float, float]], lower: bool = False) -> list[tuple[float, float]]:
@@ -133,9 +160,7 @@ def pareto(points: Sequence[tuple[float, float]], lower: bool = False) -> list[t
     return front
 
 
-def _groups(
-    frame: pd.DataFrame, by: str | Sequence[str] | None, needed: Sequence[str]
-) -> tuple[list[str], dict[tuple[Any, ...], list[dict[str, Any]]]]:
+def _groups(frame: pd.DataFrame, by: str | Sequence[str] | None, needed: Sequence[str]) -> tuple[list[str], Groups]:
     from pandas.api.types import is_numeric_dtype
 
     names = list(map(str, frame.columns))
@@ -153,8 +178,33 @@ def _groups(
     return columns, {k: groups[k] for k in sorted(groups, key=lambda values: [keys.order(v) for v in values])}
 
 
-def _looks(groups: Sequence[tuple[Any, ...]]) -> Looks:
-    """Colour, marker and dashes of each group: by its first key and by its rest; one key alone decides all."""
+def _best(groups: Groups, columns: Sequence[str], y: str, most: int) -> tuple[Groups, str]:
+    """The groups with the best means of `y` in the results of finished runs, in their old order, and what was chosen."""
+
+    def mean(values: tuple[Any, ...]) -> float:
+        finished = (run for run in groups[values] if run["status"] == "finished")
+        found = [float(run[f"metrics.{y}"]) for run in finished if not keys.missing(run.get(f"metrics.{y}"))]
+        return (-1 if lower_is_better(y) else 1) * stats.mean_std(found)[0] if found else -math.inf
+
+    ranked = sorted(groups, key=mean, reverse=True)
+    baseline = parse_baseline(columns, [run for runs in groups.values() for run in runs], "auto", columns)
+    marked = [v for v in ranked if any(baseline.holds(c, value) for c, value in zip(columns, v, strict=True))][:1]
+    kept = ranked[:most]
+    title = f"the best {most} of {len(groups)} rows by {_axis_title(y).removesuffix(' (%)')}"
+    if marked and marked[0] not in kept:
+        kept = [*kept[:-1], *marked]
+        title = title.replace(f"best {most}", f"best {most - 1}", 1) + f", and the best one with {baseline.text}"
+    return {values: groups[values] for values in groups if values in set(kept)}, title
+
+
+def _looks(groups: Sequence[tuple[Any, ...]], columns: Sequence[str]) -> Looks:
+    """Colour, marker and dashes of each group: by its first key and by its rest; one key alone decides all.
+
+    Where a legend has to name each group, each has a look of its own.
+    """
+    if len(columns) > 1 and not _by_key(columns, groups):
+        own = _looks([(i,) for i in range(len(groups))], columns[:1])
+        return dict(zip(groups, own.values(), strict=True))
     firsts = list(dict.fromkeys(values[:1] for values in groups))
     rests = list(dict.fromkeys(values[1:] for values in groups))
     looks = {}
@@ -165,6 +215,20 @@ def _looks(groups: Sequence[tuple[Any, ...]]) -> Looks:
         dashes = DASHES[(i // len(PALETTE) if len(rests) == 1 else j) % len(DASHES)]
         looks[values] = (PALETTE[i % len(PALETTE)], MARKERS[j % len(MARKERS)], dashes)
     return looks
+
+
+def _by_key(columns: Sequence[str], groups: Sequence[tuple[Any, ...]]) -> bool:
+    """Whether a legend explains colours by the first key and markers by the others, instead of naming each group."""
+    firsts, rests = {values[:1] for values in groups}, {values[1:] for values in groups}
+    return len(columns) > 1 and len(firsts) <= len(PALETTE) and len(rests) <= len(MARKERS)
+
+
+def _named(points: Points, columns: Sequence[str], lower: bool) -> list[tuple[Any, ...]]:
+    """The groups a legend can name: all, or those on the Pareto front."""
+    if len(points) <= _NAMED or _by_key(columns, list(points)):
+        return list(points)
+    front = set(pareto([(px[0], py[0]) for px, py in points.values()], lower))
+    return [values for values, (px, py) in points.items() if (px[0], py[0]) in front]
 
 
 def _curve(runs: Sequence[Sequence[dict[str, Any]]], x: str, y: str) -> list[tuple[float, float, float]]:
@@ -181,8 +245,11 @@ def _curve(runs: Sequence[Sequence[dict[str, Any]]], x: str, y: str) -> list[tup
 def _points(axes: Axes, points: Points, looks: Looks, scale: float, lower: bool) -> None:
     """Means with error bars, and the step line of the Pareto front."""
     style: Any = {"ms": 6, "mec": "white", "mew": 0.6, "capsize": 2.5, "elinewidth": 1, "zorder": 3}
-    for values, ((mx, sx), (my, sy)) in points.items():
-        color, marker, _ = looks[values]
+    others = [(px[0], py[0] * scale) for values, (px, py) in points.items() if values not in looks]
+    if others:
+        axes.plot(*zip(*others, strict=True), ".", color="0.7", ms=4, zorder=2, label=f"{len(others)} rows not on the front")
+    for values, (color, marker, _) in looks.items():
+        (mx, sx), (my, sy) = points[values]
         xerr, yerr = (None if keys.missing(s) else s for s in (sx, sy * scale))
         axes.errorbar(mx, my * scale, xerr=xerr, yerr=yerr, fmt=marker, color=color, **style)
     front = pareto([(px[0], py[0]) for px, py in points.values()], lower)
@@ -291,7 +358,7 @@ def _legend(axes: Axes, columns: Sequence[str], looks: Looks, lines: bool) -> No
 
     firsts = {values[:1]: look for values, look in looks.items()}
     rests = {values[1:]: look for values, look in looks.items()}
-    if len(columns) > 1 and len(firsts) <= len(PALETTE) and len(rests) <= len(MARKERS):
+    if _by_key(columns, list(looks)):
         names = keys.short(columns[0]), ", ".join(map(keys.short, columns[1:]))
         handles = [_heading(names[0]), *(entry(keys.show(v[0]), look[0], "s", "-") for v, look in firsts.items())]
         handles += [_heading(names[1])]

@@ -128,6 +128,16 @@ def _jobs(records: Sequence[Record]) -> list[str]:
     if set(statuses) == {"finished"}:
         return []
     parts = ", ".join(f"{count} {status}" for status, count in statuses.most_common())
-    errors = Counter(" ".join(str(r["error"]).split()) for r in records if not missing(r.get("error")))
-    why = f"; most frequent error: {errors.most_common(1)[0][0][:200]}" if errors else ""
+    error = frequent_error([record for record in records if record["status"] != "pruned"])
+    why = f"; most frequent error: {error[:200]}" if error else ""
     return [f"jobs: {len(records)} in all, {parts}{why}."]
+
+
+def frequent_error(runs: Sequence[Record]) -> str:
+    """The most frequent error, on one line, or an empty text. Why runs were pruned counts only where none failed."""
+    failed = [run for run in runs if run["status"] != "pruned"]
+    for some in (failed, runs):
+        errors = Counter(" ".join(str(run["error"]).split()) for run in some if not missing(run.get("error")))
+        if errors:
+            return errors.most_common(1)[0][0]
+    return ""

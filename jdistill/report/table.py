@@ -11,7 +11,7 @@ from jdistill.errors import UsageError, unknown
 from jdistill.report import keys, stats
 from jdistill.report.baseline import Baseline, parse_baseline
 from jdistill.report.cells import Column, Table, is_percent, title
-from jdistill.report.notes import footer
+from jdistill.report.notes import footer, frequent_error
 from jdistill.report.render import render
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ _NUMBERS = {  # name of the column: (title, column of the frame, kind)
     "latency_256": ("latency b=256 (ms)", "latency_ms.256.p50", "number"),
     "train_s": ("train (s)", "time_s.train", "number"),
 }
-COLUMNS = ("n", "failed", "metric", "difference", "p", "detectable", *_NUMBERS)
+COLUMNS = ("n", "failed", "pruned", "metric", "difference", "p", "detectable", *_NUMBERS)
 """The names `columns` takes, besides metrics and numeric columns of the frame."""
 
 
@@ -139,9 +139,10 @@ def _row(
     numbers: dict[str, str],
 ) -> dict[str, Any]:
     finished = [run for run in runs if run["status"] == "finished"]
-    bad = Counter(run["status"] for run in runs if run["status"] not in ("finished", *UNFINISHED))
+    bad = Counter(run["status"] for run in runs if run["status"] not in ("finished", "pruned", *UNFINISHED))
     row: dict[str, Any] = dict(zip(group_keys, values, strict=True))
     row.update(n=len(finished), failed=sum(bad.values()), baseline=False)
+    row["pruned"] = sum(run["status"] == "pruned" for run in runs)
     row["failed.text"] = str(row["failed"]) if set(bad) <= {"failed"} else _counts(bad)
     row["reason"] = _reason([run for run in runs if run["status"] != "finished"])
     for metric in metrics:
@@ -174,10 +175,8 @@ def _reason(runs: Sequence[dict[str, Any]]) -> str:
     """`failed (2), diverged (1): the most frequent error`."""
     counts = Counter(run["status"] for run in runs)
     text = ", ".join(f"{s} ({c})" for s, c in sorted(counts.items(), key=lambda s: (-s[1], s[0])))
-    errors = Counter(" ".join(str(run["error"]).split()) for run in runs if not keys.missing(run.get("error")))
-    if not errors:
-        return text
-    return f"{text}: {errors.most_common(1)[0][0]}"
+    error = frequent_error(runs)
+    return f"{text}: {error}" if error else text
 
 
 def _compare(
@@ -231,6 +230,7 @@ def _columns(
     known = {
         "n": Column("n", "n", "count", {"n": "n"}),
         "failed": Column("failed", "failed", "failed", {"failed": "failed", "reason": "reason"}),
+        "pruned": Column("pruned", "pruned", "count", {"pruned": "pruned"}),
         "metric": _metric_column(main, "main"),
         **{m: _metric_column(m, "metric") for m in shown},
         **_comparison_columns(main, base, protocol),
@@ -239,8 +239,7 @@ def _columns(
         text, _, kind = _NUMBERS.get(name, (column, column, "number"))
         known[name] = Column(name, text, kind, {column if name.startswith(("latency", "train")) else name: name})
     data = {"metric", "n", *shown, *(c for c in known if any(not keys.missing(row.get(c)) for row in rows))}
-    if not any(row["failed"] for row in rows):
-        data.discard("failed")
+    data -= {name for name in ("failed", "pruned") if not any(row[name] for row in rows)}
     names = [*asked, *(m for m in shown if m not in asked)] if asked else [c for c in known if c in data]
     group_columns = [Column(keys.short(k), keys.short(k), "key", {keys.short(k): k}) for k in group_keys]
     return group_columns + [known["metric" if c == main else c] for c in names]

@@ -45,13 +45,16 @@ class JobBook:
 
 
 def claim(folder: Path, jobs: Iterable[Job]) -> None:
-    """Raises `UsageError` where a sweep folder holds jobs that this sweep does not have: nothing is overwritten unasked."""
+    """Raises `UsageError` where a sweep folder holds another sweep: nothing is overwritten unasked.
+
+    A sweep may be repeated, extended or narrowed in its folder, that is, have all the jobs there, or none but those.
+    """
     if not (folder / "jobs.jsonl").is_file():
         return
     there = {row["dir"]: row for row in read_jobs(folder) if row.get("dir")}
     own = {os.path.relpath(job.folder, folder) for job in jobs}
     others = [row for name, row in there.items() if name not in own]
-    if others:
+    if others and not own <= set(there):
         example = " ".join(others[0].get("overrides") or []) or others[0]["dir"]
         raise UsageError(
             f"{folder} holds another sweep: {len(others)} of its {len(there)} jobs are not in this one ({example});"

@@ -1,5 +1,6 @@
 """The jobs of a sweep from their overrides: composed by Hydra once, copied and updated where only values change."""
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,6 @@ from hydra.core.utils import filter_overrides
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from jdistill.config import fingerprint
 from jdistill.sweep.jobs import choices, plain
 from jdistill.sweep.units import Job
 
@@ -51,7 +51,7 @@ class Composer:
         self.folder = Path(str(master.hydra.sweep.dir)).absolute()
         self._templates: dict[tuple[str, ...], Template] = {}
         self.parse = functools.lru_cache(maxsize=4096)(OverridesParser.create(config_loader=loader).parse_override)
-        self._is_group = functools.lru_cache(maxsize=4096)(lambda key: bool(loader.get_group_options(key)))
+        self._is_group = functools.lru_cache(maxsize=4096)(lambda key: bool(loader.repository.get_group_options(key)))
 
     def job(self, overrides: Sequence[str], number: int) -> Composed:
         """Job `number`; raises Hydra's errors for overrides that do not fit."""
@@ -71,8 +71,9 @@ class Composer:
         with open_dict(template.config):
             template.config.hydra.job.id = template.config.hydra.job.num = number
         config = plain(template.config)
-        own = fingerprint(config) if template.by_fingerprint else str(template.config.hydra.sweep.subdir)
-        job = Job(number, tuple(filter_overrides(texts)), config, template.choices, self.folder / own)
+        job = Job(number, tuple(filter_overrides(texts)), config, template.choices, self.folder)
+        own = job.identity if template.by_fingerprint else str(template.config.hydra.sweep.subdir)
+        job = dataclasses.replace(job, folder=self.folder / own)
         return Composed(job, template, texts)
 
     def compose(self, overrides: Sequence[str], number: int) -> DictConfig:

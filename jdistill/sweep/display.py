@@ -82,10 +82,14 @@ class Display:
                 self._running[unit.jobs[0].number] = _Running(unit, left, stage, done, total, rate)
         self._line_now_and_then()
 
-    def job(self, number: int, overrides: Sequence[str], text: str, status: str) -> None:
-        """Job `number` ended with `status`; `text` says what it gave, or why it ended."""
+    def job(self, number: int, overrides: Sequence[str], text: str, status: str, kept: bool = False) -> None:
+        """Job `number` ended with `status`; `text` says what it gave, or why it ended.
+
+        `kept`: it ended in an earlier session and is among `done`: it has its line, but tells nothing about the rate.
+        """
         with self._lock:
-            self._ended[number] = status
+            if not kept:
+                self._ended[number] = status
             for first, running in list(self._running.items()):
                 running.left = sum(job.number not in self._ended for job in running.unit.jobs)
                 if not running.left:
@@ -115,7 +119,7 @@ class Display:
         speeds = [f"{60 * ended / elapsed:.3g} jobs/min"] if ended and elapsed else []
         speeds += [f"{rate:,.0f} steps/s"] if rate else []
         left = self._total - self._before - work
-        if work and left > 0:
+        if work and elapsed and left > 0:
             speeds.append(f"about {duration(elapsed * left / work)} left")
         line = f"{self._before + ended} of {self._total} jobs" + (f": {', '.join(parts)}" if parts else "")
         return "; ".join([line, ", ".join(speeds)] if speeds else [line])

@@ -1,9 +1,11 @@
 """One unit of a sweep, carried out in this process."""
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from jdistill.checkpoint import first_line
 from jdistill.errors import UsageError
 from jdistill.run import run_jobs
 from jdistill.standing import Interrupted, Pruned
@@ -36,6 +38,8 @@ def run_unit(
         return [error for _ in unit.jobs]
     except Exception as error:
         if not _out_of_memory(error) or len(unit.jobs) < 3:
+            why = f"{type(error).__name__}: {first_line(error)[:200]}"
+            print(f"jdistill: {len(unit.jobs)} jobs are trained one by one, not as one population: {why}", file=sys.stderr)
             return _one_by_one(unit.jobs, fail_fast, given)
         outcomes: list[Outcome] = []
         half = (len(unit.jobs) + 1) // 2

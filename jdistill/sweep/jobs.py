@@ -45,7 +45,10 @@ def resolve_sweep(*, _root_: DictConfig) -> str:
     hydra = _root_.hydra
     task = [str(o) for o in hydra.overrides.task if str(o).partition("=")[0].lstrip("+") not in ("force", "cache", "fail_fast")]
     experiment = OmegaConf.select(hydra, "runtime.choices.experiment") or "sweep"
-    return f"{experiment}-{digest([sorted(task), OmegaConf.to_container(hydra.sweeper.params or OmegaConf.create({}))])[:8]}"
+    sweeper = OmegaConf.to_container(hydra.sweeper)
+    assert isinstance(sweeper, dict)
+    own = {key: value for key, value in sweeper.items() if key not in ("max_batch_size", "n_trials", "batch", "storage")}
+    return f"{experiment}-{digest([sorted(task), own])[:8]}"
 
 
 def make_task(stop: Callable[[], bool]) -> Callable[[DictConfig], float | None]:

@@ -1,9 +1,11 @@
 """The launcher's and the sweeper's work: compose and check all jobs, group them, have them carried out, sum up."""
 
+import contextlib
+import json
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from jdistill.sweep.display import Display
 from jdistill.sweep.jobs import describe
 from jdistill.sweep.replay import Replay
 from jdistill.sweep.units import Job, Outcome, Unit
+from jdistill.sweep.zipped import zipped
 
 
 class SweepFailed(RunError):
@@ -31,7 +34,9 @@ def sweep(sweeper: Any, arguments: list[str]) -> Any:
     context = sweeper.hydra_context
     parser = OverridesParser.create(config_loader=context.config_loader)
     overrides = parser.parse_overrides([*sweeper._parse_config(), *arguments])
-    batches = sweeper.split_arguments(overrides, sweeper.max_batch_size)
+    product = [job for batch in sweeper.split_arguments(overrides, None) for job in batch]
+    points = OmegaConf.to_container(sweeper.zip) if OmegaConf.is_config(sweeper.zip) else sweeper.zip
+    batches = sweeper.split_overrides_to_chunks(zipped(points, product), sweeper.max_batch_size)
     folder = Path(sweeper.config.hydra.sweep.dir)
     plan = sweeper.config.hydra.launcher.get("plan", False)
     returns, first = [], 0
@@ -63,7 +68,7 @@ def launch(launcher: Any, job_overrides: Sequence[Sequence[str]], first: int) ->
         return _Batch(launcher, composed, folder, first).carry_out(blueprints)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _held(folder: Path) -> Iterator[None]:
     """While a sweep writes to its folder, no other one may."""
     from filelock import FileLock, Timeout
@@ -86,12 +91,13 @@ class _Batch:
         self.book = JobBook(folder / "jobs.jsonl", [c.job for c in composed], first)
         self.returns: dict[int, JobReturn] = {}
         self.interrupted: Exception | None = None
+        self.started: set[int] = set()
+        self.starting = threading.Lock()
         self.twins: dict[Path, list[Composed]] = {}
         for c in composed:  # equal configs have one folder, and are one run
             self.twins.setdefault(c.job.folder, []).append(c)
 
     def carry_out(self, blueprints: Sequence[Any]) -> list[JobReturn]:
-        from jdistill.config import fingerprint
         from jdistill.run import ended
         from jdistill.sweep.plan import plan_units
 
@@ -100,20 +106,19 @@ class _Batch:
         todo: list[tuple[Job, Any]] = []
         for same in self.twins.values():
             job = same[0].job
-            outcome = None if force else ended(job.folder, fingerprint(job.config))
+            outcome = None if force else ended(job.folder, job.identity)
             if outcome is None:
                 todo.append((job, blueprints[job.number - self.first]))
             else:
                 known[job.number] = outcome
         settings = self.launcher.settings
         units = plan_units([job for job, _ in todo], [b for _, b in todo], self.folder, settings)
-        about = [{"jobs": [j.number for j in u.jobs], "strategy": u.strategy, "reason": u.reason} for u in units]
-        write_json(self.folder / "units.json", about)
+        self._write_units(units, {job.number: blueprint for job, blueprint in todo})
         print(f"{_many(len(self.composed), 'job')} in {self.folder}", file=sys.stderr)
         waiting = sum(len(self.twins[job.folder]) for job, _ in todo)
         with Display(units, self.book.total, self.book.total - waiting) as self.display:
             for number, outcome in sorted(known.items()):
-                self._end(self.composed[number - self.first].job, outcome)
+                self._end(self.composed[number - self.first].job, outcome, kept=True)
             self.launcher.make_executor().run(
                 units, self._done, stop=self.launcher.stop, progress=self._progress, judge=self.launcher.judge,
                 fail_fast=fail_fast,
@@ -122,15 +127,33 @@ class _Batch:
             raise self.interrupted
         return [self.returns[number] for number in sorted(self.returns)]
 
+    def _write_units(self, units: Sequence[Unit], blueprints: dict[int, Any]) -> None:
+        """`units.json`, for whoever watches: the units of this session, and those of earlier ones whose jobs are done."""
+        rows: list[dict[str, Any]] = []
+        for unit in units:
+            numbers = [job.number for job in unit.jobs]
+            blueprint = next(blueprints[n] for n in numbers if n in blueprints)
+            epochs = sum(int(stage.optim.epochs) for stage in blueprint.method().stages)
+            rows.append({"jobs": numbers, "strategy": unit.strategy, "reason": unit.reason, "epochs": epochs})
+        path, now = self.folder / "units.json", {number for row in rows for number in row["jobs"]}
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            rows = [row for row in json.loads(path.read_text()) if not now & set(row["jobs"])] + rows
+        write_json(path, rows)
+
     def _progress(self, unit: Unit, stage: str, done: int, total: int, rate: float) -> None:
+        with self.starting:
+            if unit.jobs[0].number not in self.started:
+                self.started.add(unit.jobs[0].number)
+                self.book.note([job.number for job in unit.jobs], status="running", started=time.time())
         self.display.progress(unit, stage, done, total, rate)
 
     def _done(self, unit: Unit, outcomes: list[Outcome]) -> None:
+        self._progress(unit, "", 0, 1, 0.0)
         for job, outcome in zip(unit.jobs, outcomes, strict=True):
             if job.folder in self.twins:  # a resumed population may hold jobs of a larger sweep
                 self._end(job, outcome)
 
-    def _end(self, job: Job, outcome: Outcome) -> None:
+    def _end(self, job: Job, outcome: Outcome, kept: bool = False) -> None:
         """Records what became of a job and of those with the same config."""
         for c in self.twins[job.folder]:
             number = c.job.number
@@ -138,6 +161,7 @@ class _Batch:
                 continue
             if isinstance(outcome, Interrupted):
                 self.interrupted = outcome
+                self.book.note([number], status="pending")
                 continue
             try:
                 self.returns[number] = self.replay(c, outcome)
@@ -148,7 +172,7 @@ class _Batch:
             status, text = _status(outcome)
             error_text = text if isinstance(outcome, Exception) else None
             self.book.note([number], status=status, error=error_text, ended=time.time())
-            self.display.job(number, c.job.overrides, text, status)
+            self.display.job(number, c.job.overrides, text, status, kept)
 
 
 def _failure(error: Exception) -> JobReturn:
@@ -170,7 +194,6 @@ def _status(outcome: Outcome) -> tuple[str, str]:
 def check_all(jobs: Sequence[Job]) -> list[Any]:
     """The blueprints of all jobs; raises `UsageError` with one line for each different mistake."""
     from jdistill.blueprint import read
-    from jdistill.config import fingerprint
 
     blueprints: list[Any] = []
     mistakes: dict[str, list[int]] = {}
@@ -178,9 +201,8 @@ def check_all(jobs: Sequence[Job]) -> list[Any]:
     for job in jobs:
         try:
             blueprints.append(read(job.config))
-            identity = fingerprint(job.config)
-            number, other = folders.setdefault(job.folder, (job.number, identity))
-            if other != identity:
+            number, other = folders.setdefault(job.folder, (job.number, job.identity))
+            if other != job.identity:
                 raise UsageError(f"jobs {number} and {job.number} share the folder {job.folder}; let its name tell them apart")
         except UsageError as error:
             mistakes.setdefault(str(error), []).append(job.number)

@@ -17,7 +17,7 @@ import numpy as np
 
 from jdistill.blueprint import Blueprint
 from jdistill.checkpoint import write_json
-from jdistill.config import digest, fingerprint
+from jdistill.config import digest
 from jdistill.sweep.units import Job, Settings, Unit
 from jdistill.train import has_convolution
 from jdistill.training import is_resident
@@ -30,11 +30,11 @@ WIDEST = 512
 
 def plan_units(jobs: Sequence[Job], blueprints: Sequence[Blueprint], folder: Path, settings: Settings) -> list[Unit]:
     """The units for jobs that are still to be done; populations that a killed session left come first, as they were."""
-    todo = dict(zip((fingerprint(job.config) for job in jobs), zip(jobs, blueprints, strict=True), strict=True))
+    todo = {job.identity: (job, blueprint) for job, blueprint in zip(jobs, blueprints, strict=True)}
     units = _resumed(todo, folder)
     for unit in units:
         for job in unit.jobs:
-            todo.pop(fingerprint(job.config), None)
+            todo.pop(job.identity, None)
     groups: dict[Any, list[tuple[Job, Blueprint]]] = {}
     for job, blueprint in todo.values():
         groups.setdefault(blueprint.population(), []).append((job, blueprint))
@@ -49,7 +49,7 @@ def unit_of(jobs: Sequence[Job], reason: str, folder: Path) -> Unit:
     """A unit of one job, or a population, whose record is written: what a later session goes on with."""
     if len(jobs) == 1:
         return Unit(tuple(jobs), "loop", reason)
-    prints = [fingerprint(job.config) for job in jobs]
+    prints = [job.identity for job in jobs]
     own = folder / "populations" / digest(prints)
     own.mkdir(parents=True, exist_ok=True)
     write_json(own / "unit.json", {"reason": reason, "fingerprints": prints, "jobs": [_record(job, folder) for job in jobs]})
@@ -111,7 +111,9 @@ def width_of(blueprint: Blueprint, count: int, settings: Settings) -> tuple[int,
     if best < 2:
         return 1, f"a member's state is {own / 1e6:.1f} MB; several would leave the cache"
     spread = -(-count // workers_of(settings))  # every worker shall have a unit
-    return max(1, min(best, spread)), f"dense, {own / 1e3:.0f} kB a member: {best} states stay in the cache"
+    if spread < 2:
+        return 1, f"{count} jobs for {workers_of(settings)} workers"
+    return min(best, spread), f"dense, {own / 1e3:.0f} kB a member: {best} states stay in the cache"
 
 
 def workers_of(settings: Settings) -> int:

@@ -1,6 +1,7 @@
 """What a sweep is made of: jobs, and units of jobs that are trained together."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,13 @@ class Job:
     config: dict[str, Any]
     choices: dict[str, str]
     folder: Path
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """The fingerprint of the config."""
+        from jdistill.config import fingerprint
+
+        return fingerprint(self.config)
 
 
 @dataclasses.dataclass(frozen=True)

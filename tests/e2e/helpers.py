@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jdistill.report.collect import read_jobs
+
 TINY = (
     "data.limit=256", "student.widths=[16]", "teacher.widths=[32]", "optim.epochs=2", "optim.batch_size=32",
     "teacher.optim.epochs=2", "teacher.optim.batch_size=32", "evaluate.latency=false",
@@ -89,7 +91,7 @@ def result(folder: Path) -> dict[str, Any]:
 
 
 def jobs(sweep: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (sweep / "jobs.jsonl").read_text().splitlines()]
+    return read_jobs(sweep)
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:

@@ -27,6 +27,7 @@ class Threads:
         def carry_out(unit: Unit) -> list[Outcome]:
             if stopping():
                 return interrupted(unit)
+            progress(unit, "", 0, 1, 0.0)
             given = {"stop": stopping, "progress": progress, "judge": judge, "fail_fast": fail_fast}
             try:
                 outcomes = run_unit(unit, **given)  # type: ignore[arg-type]
