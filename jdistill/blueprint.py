@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jdistill import config as configs
+from jdistill import distributed
 from jdistill.compress.base import Compressor
 from jdistill.data import Dataset
 from jdistill.errors import UsageError
@@ -114,7 +115,6 @@ class Blueprint:
         method = structure_key(jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), self.method()))
         return self.student, self.learners, teachers, json.dumps(data, sort_keys=True), method
 
-
     def population(self) -> tuple[Any, ...]:
         """Runs with equal populations can be trained as one: same program, same data, same steps, same evaluations."""
         config = self.config
@@ -186,6 +186,7 @@ def read(config: dict[str, Any]) -> Blueprint:
 def check(blueprint: Blueprint) -> None:
     """Traces networks and losses on shapes, so that what does not fit is found before anything is trained."""
     dataset = blueprint.dataset
+    distributed.require_joined(blueprint.parallel.distributed)
     blueprint.parallel.check_batch(blueprint.optim.batch_size)
     if blueprint.config["report"] == "best_val" and not len(dataset.validation["label"]):
         raise UsageError("report=best_val needs validation data, got data.validation=0; set data.validation=0.1 or report=last")

@@ -17,7 +17,10 @@ from jdistill.registry import build, check_keys, options, register
 GROUPS = ("data", "task", "teacher", "student", "loss", "scheme", "compression", "optim", "parallel", "tracker")
 
 # Keys that change where or how a run is carried out, never its result.
-OPERATIONAL = ("force", "tracker", "cache", "checkpoint", "data.root", "data.download", "data.verify", "fail_fast", "plugins")
+OPERATIONAL = (
+    "force", "tracker", "cache", "checkpoint", "data.root", "data.download", "data.verify", "fail_fast", "plugins",
+    "parallel.distributed",
+)  # fmt: skip
 
 FORMAT = 2  # raised when the same config would give another result than before
 

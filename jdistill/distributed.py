@@ -64,6 +64,12 @@ def start(value: Any) -> None:
     _started = wanted
 
 
+def require_joined(value: Any) -> None:
+    """Raises `UsageError` where a config names processes that nothing has joined: only a run of its own does."""
+    if value is not None and _started is None:
+        raise UsageError("parallel.distributed joins the processes of one run; leave it out of a multirun (-m)")
+
+
 def is_main() -> bool:
     """Whether this process writes the run's folder."""
     return jax.process_index() == 0
@@ -90,6 +96,7 @@ def run_folder(folder: Path) -> Iterator[Path]:
                     shutil.copy(folder / name, own / name)
         _barrier("copied")
         yield own
+        _barrier("ended")
 
 
 def _barrier(name: str) -> None:
@@ -129,4 +136,4 @@ def local(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), tree)
 
 
-__all__ = ["is_main", "largest", "local", "parse", "put", "run_folder", "start"]
+__all__ = ["is_main", "largest", "local", "parse", "put", "require_joined", "run_folder", "start"]

@@ -17,7 +17,7 @@ import numpy as np
 from jdistill import stacking
 from jdistill.checkpoint import restore
 from jdistill.errors import RunError
-from jdistill.fitting import Fitted, Setup, sample_of, steps_per_epoch
+from jdistill.fitting import Fitted, Setup, on_device, sample_of, steps_per_epoch
 from jdistill.machine import MACHINE
 from jdistill.method import Stage
 from jdistill.pytrees import as_leaves
@@ -81,7 +81,9 @@ class _Fit:
         self.seconds, self.trained = 0.0, 0
         self.rate, self.compiled = 0.0, False
         self.train_metrics: list[dict[str, float]] = [{} for _ in self.members]
-        self.data = setup.layout.put_data(setup.data) if setup.resident else setup.data
+        self.data = on_device(setup) if setup.resident else setup.data
+        own = {"initial"} if setup.stacked else set()  # one for each member
+        self.frozen = {name: tree if name in own else setup.layout.put(tree) for name, tree in setup.frozen.items()}
         self.keeps = setup.select is not None or setup.patience > 0
         if setup.stacked:
             self.shared = stacking.stack([(stages, m.keys) for stages, m in zip(self.own_stages, self.members, strict=True)])
@@ -183,7 +185,7 @@ class _Fit:
         return enter_stage(setup.parts, stage, state, key, self.sample, frozen, setup.data["label"], outputs)
 
     def _enter(self, index: int) -> None:
-        states = [self.state]
+        states = [self.setup.layout.get(self.state)]
         if self.setup.stacked:
             states = [stacking.member(self.state, slot) for slot in range(len(self.standing.slots))]
         self.cursor = self.cursor._replace(stage=index, epoch=0, position=0)
@@ -202,13 +204,12 @@ class _Fit:
         """Stages, keys, frozen arrays and sums for the members that are in the state."""
         setup, slots = self.setup, self.standing.slots
         index = self.cursor.stage
-        self.frozen = setup.frozen
         if setup.stacked:
             arranged = stacking.members((self.shared[0][index], self.shared[1]), slots)
             self.stage, self.keys = setup.layout.put(arranged, len(slots))
             if "initial" in setup.frozen:
                 own = setup.layout.put(stacking.members(setup.frozen["initial"], slots), len(slots))
-                self.frozen = {**setup.frozen, "initial": own}
+                self.frozen = {**self.frozen, "initial": own}
         else:
             self.stage, self.keys = self.own_stages[0][index], self.members[0].keys
         self._zero()
@@ -224,7 +225,7 @@ class _Fit:
         if not self.keeps:
             return ()
         variables = (self.state.params["student"], self.state.model_state["student"])
-        return jax.tree.map(jnp.copy, variables)  # the state's own buffers are donated to the step
+        return jax.tree.map(jnp.copy, self.setup.layout.get(variables))  # the state's own buffers are donated to the step
 
     # -- one epoch
 
@@ -266,7 +267,8 @@ class _Fit:
         every = self.setup.policy.every_steps
         if self.setup.checkpoints and every:
             left = min(left, every - self._step() % every)
-        return min(left, max(1, int(self.rate * BLOCK_SECONDS)))  # one step while the rate is not known
+        wanted = max(1, int(self.rate * BLOCK_SECONDS))  # one step while the rate is not known
+        return min(left, self.setup.layout.agreed(wanted))
 
     def _advance(self, order: Any, start: int, count: int, lengths: Any) -> None:
         setup, key, size = self.setup, self.keys.step, self.stage.optim.batch_size
@@ -277,7 +279,7 @@ class _Fit:
             self.state, self.totals = self.programs.block(*carry, order, *span, key, self.stage, lengths)
             start, count = start + whole, count - whole
         choose = take_members if setup.stacked else take_jit
-        host_order = order if setup.resident else np.asarray(order)
+        host_order = np.asarray(order) if count else order  # slicing on the device costs more
         for i in range(start, start + count):
             rows = host_order[..., i * size : (i + 1) * size]
             batch = choose(self.data, rows) if setup.resident else self._host_batch(rows)
@@ -355,12 +357,12 @@ class _Fit:
         if stage.compressors or stage.tuning is not None:
             act = _acting_members if self.setup.stacked else _acting
             params = act(stage, self.state.params, self.state.compressor_state)
-        return params, self.state.model_state["student"]
+        return self.setup.layout.get((params, self.state.model_state["student"]))
 
     # -- checkpoints
 
     def _maybe_save(self, epoch_ended: bool = False) -> None:
-        policy, stopping = self.setup.policy, self.setup.stop()
+        policy, stopping = self.setup.policy, bool(self.setup.layout.agreed(int(self.setup.stop())))
         if self.setup.checkpoints is not None:
             step = self._step()
             due = (

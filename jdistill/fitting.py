@@ -1,6 +1,7 @@
 """What `fit` is given and what it gives."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,9 +11,10 @@ import numpy as np
 
 from jdistill.checkpoint import Checkpoints
 from jdistill.errors import UsageError
+from jdistill.machine import MACHINE
 from jdistill.method import Method, Stage
 from jdistill.parallel import Layout, Single
-from jdistill.pytrees import require_nonnegative
+from jdistill.pytrees import Carried, require_nonnegative
 from jdistill.records import MetricsFile
 from jdistill.train import Keys, Parts, TrainState
 from jdistill.types import PyTree
@@ -119,3 +121,18 @@ def sample_of(data: dict[str, Any]) -> dict[str, Any]:
     """Shapes and dtypes of a batch of two rows of `data`."""
     shapes = {k: jax.ShapeDtypeStruct((2, *v.shape[1:]), v.dtype) for k, v in data.items()}
     return {**shapes, "index": jax.ShapeDtypeStruct((2,), np.int32)}
+
+
+def on_device(setup: Setup) -> Any:
+    """The training arrays on the device, which all runs of the process share."""
+    names = tuple((name, id(array)) for name, array in setup.data.items())
+    with MACHINE.compiling:
+        return _put_data(repr(setup.layout), names, Carried((setup.layout, setup.data)))
+
+
+@functools.lru_cache(maxsize=4)
+def _put_data(layout: str, names: tuple[tuple[str, int], ...], carried: Carried) -> Any:
+    """By identity of the arrays; the cache holds them too, so that no other array can take over an identity."""
+    del layout, names
+    own, data = carried.value
+    return own.put_data(data)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jdistill import blueprint as blueprints
-from jdistill import plugins, stacking
+from jdistill import distributed, plugins, stacking
 from jdistill.blueprint import Blueprint
 from jdistill.checkpoint import Checkpoints, first_line, write_json
 from jdistill.config import shared
@@ -57,8 +57,12 @@ def run(
       RunError: the run failed.
       Interrupted: `stop()` said so.
     """
-    job = Job(0, tuple(overrides), config, choices or {}, folder)
-    (outcome,) = run_jobs((job,), stop=stop, progress=progress)
+    distributed.start(config["parallel"].get("distributed"))
+    with distributed.run_folder(folder) as own:
+        if not distributed.is_main():
+            config = config | {"tracker": {"name": "jsonl"}}
+        job = Job(0, tuple(overrides), config, choices or {}, own)
+        (outcome,) = run_jobs((job,), stop=stop, progress=progress)
     if isinstance(outcome, Exception):
         raise outcome
     return outcome

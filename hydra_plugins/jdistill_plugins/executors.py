@@ -1,7 +1,7 @@
 """`hydra/launcher=processes|slurm|ray`: the population launcher with another executor. Kept tiny, as `launcher` is."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ class _Elsewhere(PopulationLauncher):
 
     def setup(self, *, hydra_context, task_function, config):
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        if self.own.get("gpus_per_node") or self.own.get("num_gpus"):
+            self.settings = replace(self.settings, platform="gpu")  # this process may have none
         self.executor = None if self.plan else self.executor_in(Path(config.hydra.sweep.dir).absolute())  # keys are checked
 
     def make_executor(self):

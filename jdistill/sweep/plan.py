@@ -25,6 +25,9 @@ from jdistill.training import is_resident
 CACHE_BYTES = 4e6
 """A population's states on a CPU, by which its width is chosen."""
 
+LARGE_BYTES = 2.5e5
+"""The state of a member that has nothing to gain on a CPU: its operations are worth their calls."""
+
 WIDEST = 512
 
 
@@ -90,7 +93,7 @@ def width_of(blueprint: Blueprint, count: int, settings: Settings) -> tuple[int,
     params, state = jax.eval_shape(lambda: blueprint.student.init(jax.random.key(0), blueprint.inputs))
     own = sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves((params, state)))
     own *= 2 if blueprint.optim.kind == "sgd" else 3
-    cpu = jax.default_backend() == "cpu"
+    cpu = (settings.platform or jax.default_backend()) == "cpu"
     if count == 1:
         return 1, "the only job of its structure"
     if settings.strategy == "loop":
@@ -99,7 +102,7 @@ def width_of(blueprint: Blueprint, count: int, settings: Settings) -> tuple[int,
         return 1, f"parallel={blueprint.config['parallel']['name']} gives every step all devices"
     if not is_resident(blueprint):
         return 1, "the data is sent batch by batch"
-    fitting = _fitting(blueprint, own)
+    fitting = WIDEST if settings.platform else _fitting(blueprint, own)  # elsewhere: halved there if need be
     most = min(count, settings.max_members or WIDEST, fitting)
     if settings.strategy == "vmap":
         return max(1, most), "asked for by hydra.launcher.strategy"
@@ -107,9 +110,9 @@ def width_of(blueprint: Blueprint, count: int, settings: Settings) -> tuple[int,
         return max(1, most), "an accelerator has room for many small networks in one step"
     if has_convolution(params):
         return 1, "convolutions of several members in one step are slow on a CPU"
+    if own > LARGE_BYTES:
+        return 1, f"dense, {own / 1e3:.0f} kB a member: each operation is worth its call on a CPU"
     best = min(most, int(CACHE_BYTES / own))
-    if best < 2:
-        return 1, f"a member's state is {own / 1e6:.1f} MB; several would leave the cache"
     spread = -(-count // workers_of(settings))  # every worker shall have a unit
     if spread < 2:
         return 1, f"{count} jobs for {workers_of(settings)} workers"
@@ -120,7 +123,7 @@ def workers_of(settings: Settings) -> int:
     """Threads that carry out units: one a core on a CPU, one for accelerators, which a step fills."""
     if settings.workers:
         return settings.workers
-    if jax.default_backend() != "cpu":
+    if (settings.platform or jax.default_backend()) != "cpu":
         return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

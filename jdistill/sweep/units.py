@@ -26,11 +26,13 @@ class Settings:
       strategy: `loop` (job by job), `vmap` (jobs of one structure in each step), or by the rule of `sweep.plan` (`auto`).
       workers: units carried out at a time; 0 for a rule: a core each on a CPU, one on an accelerator.
       max_members: jobs in one program at most; 0 for as many as the rule finds good.
+      platform: where the units will run, such as `gpu`; None for where this process does.
     """
 
     strategy: str = "auto"
     workers: int = 0
     max_members: int = 0
+    platform: str | None = None
 
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:

@@ -108,7 +108,8 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _train_once(blueprint: Blueprint, folder: Path, stop: Stop, progress: Progress) -> None:
     config = configs.teaching(blueprint.config)
-    blueprint = dataclasses.replace(blueprint, config=config, dataset=load_dataset(config))
+    alone = blueprint.parallel.alone  # the other processes wait for the lock
+    blueprint = dataclasses.replace(blueprint, config=config, dataset=load_dataset(config), parallel=alone)
     with _locked(folder):
         if (folder / "manifest.json").is_file():
             return  # another process trained it while this one waited

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 from jdistill.errors import UsageError
-from jdistill.standing import Interrupted, Pruned
+from jdistill.standing import Interrupted
 from jdistill.sweep.units import Judge, Outcome, Unit
 
 Done = Callable[[Unit, list[Outcome]], None]
@@ -53,6 +53,8 @@ def dispatch(
       start: hands out some units.
       wait: returns soon after one of the tasks has something to say, at the latest after a second.
     """
+    from jdistill.sweep.execute import failed
+
     waiting, stopping = collections.deque(units), False
     running: list[T] = []
     try:
@@ -82,11 +84,6 @@ def dispatch(
 def interrupted(unit: Unit) -> list[Outcome]:
     """The outcomes of a unit that never ran."""
     return [Interrupted("interrupted before it began; the same command runs it") for _ in unit.jobs]
-
-
-def failed(outcome: Outcome) -> bool:
-    """Whether a job failed: one that was interrupted, or stopped by a search, did not."""
-    return isinstance(outcome, Exception) and not isinstance(outcome, Interrupted | Pruned)
 
 
 def require(package: str, extra: str, launcher: str) -> None:
