@@ -1,7 +1,7 @@
 """A forward pass: the networks of a stage on a (share of a) batch, then its losses. Pure; no optimizer here."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -124,21 +124,8 @@ def forward_pass(
     batch: Batch, key: Array, shares: Shares = WHOLE,
 ) -> Passed:  # fmt: skip
     """The networks and terms of `stage` on a preprocessed batch; `params` are effective, `referred` the frozen outputs."""
-    targets, networks = {name: _computing(target, parts.precision) for name, target in parts.targets}, {}
-    outputs: dict[str, Outputs] = {}
-    own: dict[str, Outputs] = {}
-    changed: dict[str, PyTree] = {}
-    needed, own_inputs = _needed(parts, stage), shares.split(batch["inputs"])
-    for i, learner in enumerate(parts.learners, start=1):
-        if learner.name not in needed:
-            continue
-        name, tuned = learner.name, stage.tuning is not None and learner.name == "student"
-        mode = {"key": jax.random.fold_in(key, i), "train": name in stage.trains and not tuned}
-        source = own_inputs if learner.reads is None else own[learner.reads].features
-        model = computing(learner.model, parts.precision)
-        own[name], changed[name] = sharing(model, shares.networks).apply(params[name], model_state[name], source, **mode)
-        outputs[name] = shares.gather(own[name])
-        networks[name] = learner, sharing(model, shares.micro), mode
+    targets = {name: _computing(target, parts.precision) for name, target in parts.targets}
+    outputs, changed, networks = _learners(parts, stage, params, model_state, batch["inputs"], key, shares)
 
     def network(name: str | None, *, frozen_too: bool) -> Network | None:
         if name in targets:
@@ -174,6 +161,27 @@ def forward_pass(
         means[term.name] = term.mean(values, known, batch)
     total = sum((term.weight * means[term.name] for term in stage.terms), start=jnp.zeros(()))
     return Passed(total, means, outputs, jax.lax.stop_gradient({**changed, "loss": loss_state}))
+
+
+def _learners(
+    parts: Parts, stage: Stage, params: PyTree, model_state: PyTree, inputs: Array, key: Array, shares: Shares
+) -> tuple[dict[str, Outputs], dict[str, PyTree], dict[str, tuple[Learner, Model, dict[str, Any]]]]:
+    """Of each learner that a stage needs: outputs of the whole (micro-)batch, next state, and how to call it once more."""
+    outputs: dict[str, Outputs] = {}
+    own: dict[str, Outputs] = {}
+    changed, networks = {}, {}
+    needed, own_inputs = _needed(parts, stage), shares.split(inputs)
+    for i, learner in enumerate(parts.learners, start=1):
+        if learner.name not in needed:
+            continue
+        name, tuned = learner.name, stage.tuning is not None and learner.name == "student"
+        mode = {"key": jax.random.fold_in(key, i), "train": name in stage.trains and not tuned}
+        source = own_inputs if learner.reads is None else own[learner.reads].features
+        model = computing(learner.model, parts.precision)
+        own[name], changed[name] = sharing(model, shares.networks).apply(params[name], model_state[name], source, **mode)
+        outputs[name] = shares.gather(own[name])
+        networks[name] = learner, sharing(model, shares.micro), mode
+    return outputs, changed, networks
 
 
 def _needed(parts: Parts, stage: Stage) -> set[str]:

@@ -116,7 +116,7 @@ class _Place:
     """A job's run folder, while this process works on it."""
 
     def __init__(self, job: Job):
-        self.job, self.blueprint = job, blueprints.read(job.config)
+        self.job, self.blueprint = job, job.blueprint
         self.identity = job.identity
         self.working = False
         self.listeners: tuple[Any, ...] = ()

@@ -57,7 +57,7 @@ class Composer:
         """Job `number`; raises Hydra's errors for overrides that do not fit."""
         texts = tuple(overrides)
         parsed = [self.parse(text) for text in texts]
-        values = [override for override in parsed if self._changes_value(override)]
+        values = self._values(parsed)
         key = tuple(f"{o.key_or_group}=" if o in values else text for o, text in zip(parsed, texts, strict=True))
         template = self._templates.get(key)
         try:
@@ -68,8 +68,11 @@ class Composer:
             template = None  # composing raises what Hydra says of such a value
         if template is None:
             template = self._templates[key] = self._template(self.compose(texts, number))
-        with open_dict(template.config):
-            template.config.hydra.job.id = template.config.hydra.job.num = number
+        with open_dict(hydra := template.config.hydra):
+            hydra.job.id = hydra.job.num = number
+            if not template.by_fingerprint:  # the folder may be named by them
+                hydra.overrides.task = [text for text, o in zip(texts, parsed, strict=True) if not o.is_hydra_override()]
+                hydra.job.override_dirname = self.override_dirname(texts, template.config)
         config = plain(template.config)
         job = Job(number, tuple(filter_overrides(texts)), config, template.choices, self.folder)
         own = job.identity if template.by_fingerprint else str(template.config.hydra.sweep.subdir)
@@ -93,6 +96,12 @@ class Composer:
             overrides=parsed, kv_sep=rule.kv_sep, item_sep=rule.item_sep, exclude_keys=rule.exclude_keys
         )
 
+    def _values(self, parsed: Sequence[Override]) -> list[Override]:
+        """The overrides that only give keys of the composed config other values, which nothing else in the job touches."""
+        values = [override for override in parsed if self._changes_value(override)]
+        keys = [o.key_or_group for o in parsed if o not in values and not self._is_group(o.key_or_group)]
+        return [o for o in values if not any(_overlap(o.key_or_group, key) for key in keys)]
+
     def _changes_value(self, override: Override) -> bool:
         """Whether an override gives a key of the composed config another plain value."""
         if override.is_delete() or override.is_add() or override.is_force_add() or override.package is not None:
@@ -108,6 +117,11 @@ class Composer:
         literal = not any("${" in str(_unresolved(node)) for node in raw.values())
         subdir = OmegaConf.to_container(config.hydra.sweep, resolve=False)["subdir"]  # type: ignore[call-overload, index]
         return Template(config, choices(config.hydra), literal, subdir == BY_FINGERPRINT)
+
+
+def _overlap(a: str, b: str) -> bool:
+    """Whether one of two dotted keys is, or lies in, the other."""
+    return f"{a}.".startswith(f"{b}.") or f"{b}.".startswith(f"{a}.")
 
 
 def _unresolved(node: Any) -> Any:

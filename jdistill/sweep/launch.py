@@ -193,14 +193,12 @@ def _status(outcome: Outcome) -> tuple[str, str]:
 
 def check_all(jobs: Sequence[Job]) -> list[Any]:
     """The blueprints of all jobs; raises `UsageError` with one line for each different mistake."""
-    from jdistill.blueprint import read
-
     blueprints: list[Any] = []
     mistakes: dict[str, list[int]] = {}
     folders: dict[Path, tuple[int, str]] = {}
     for job in jobs:
         try:
-            blueprints.append(read(job.config))
+            blueprints.append(job.blueprint)
             number, other = folders.setdefault(job.folder, (job.number, job.identity))
             if other != job.identity:
                 raise UsageError(f"jobs {number} and {job.number} share the folder {job.folder}; let its name tell them apart")

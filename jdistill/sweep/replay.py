@@ -29,7 +29,7 @@ class Replay:
 
     def __init__(self, context: HydraContext, composer: Composer):
         self.context, self.composer = context, composer
-        self._hydra: dict[int, dict[str, Any]] = {}
+        self._hydra: dict[int, tuple[dict[Any, Any], dict[str, str]]] = {}
 
     def __call__(self, composed: Composed, outcome: Outcome) -> JobReturn:
         if self._direct(composed):
@@ -52,9 +52,9 @@ class Replay:
         folder = job.folder / config.hydra.output_subdir
         folder.mkdir(parents=True, exist_ok=True)
         own = [text for text in composed.overrides if not self.composer.parse(text).is_hydra_override()]
-        written = {"config.yaml": job.config, "hydra.yaml": self._node(composed, own), "overrides.yaml": own}
-        for name, content in written.items():
-            (folder / name).write_text(to_yaml(content), encoding="utf-8")
+        written = {"config.yaml": to_yaml(job.config), "hydra.yaml": self._node(composed, own), "overrides.yaml": to_yaml(own)}
+        for name, text in written.items():
+            (folder / name).write_text(text, encoding="utf-8")
         returned = JobReturn()
         returned.overrides, returned.working_dir, returned.task_name = own, os.getcwd(), config.hydra.job.name
         try:
@@ -63,23 +63,27 @@ class Replay:
             returned.return_value, returned.status = error, JobStatus.FAILED
         return returned
 
-    def _node(self, composed: Composed, own: list[str]) -> dict[str, Any]:
-        """Hydra's own node, unresolved, with what belongs to this job."""
+    def _node(self, composed: Composed, own: list[str]) -> str:
+        """Hydra's own node, unresolved, as YAML; what does not belong to this job alone is kept from the last one."""
         template, job = composed.template, composed.job
-        node = self._hydra.get(id(template.config))
-        if node is None:
-            node = OmegaConf.to_container(template.config.hydra, resolve=False, enum_to_str=True)  # type: ignore[assignment]
-            self._hydra[id(template.config)] = node  # type: ignore[assignment]
-        assert node is not None
+        if id(template.config) not in self._hydra:
+            node = OmegaConf.to_container(template.config.hydra, resolve=False, enum_to_str=True)
+            assert isinstance(node, dict)
+            self._hydra[id(template.config)] = node, {str(key): _below_hydra(key, value) for key, value in node.items()}
+        node, texts = self._hydra[id(template.config)]
         dirname = self.composer.override_dirname(composed.overrides, template.config)
-        return {
-            "hydra": node
-            | {
-                "overrides": node["overrides"] | {"task": own},
-                "job": node["job"] | {"id": job.number, "num": job.number, "override_dirname": dirname},
-                "runtime": node["runtime"] | {"output_dir": str(job.folder)},
-            }
+        changed = {
+            "overrides": node["overrides"] | {"task": own},
+            "job": node["job"] | {"id": job.number, "num": job.number, "override_dirname": dirname},
+            "runtime": node["runtime"] | {"output_dir": str(job.folder)},
         }
+        texts |= {key: _below_hydra(key, value) for key, value in changed.items()}
+        return "hydra:\n" + "".join(texts.values())
+
+
+def _below_hydra(key: Any, value: Any) -> str:
+    """The lines of one key of Hydra's node."""
+    return to_yaml({"hydra": {key: value}}).partition("\n")[2]
 
 
 class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]

@@ -68,6 +68,16 @@ class Job:
 
         return fingerprint(self.config)
 
+    @functools.cached_property
+    def blueprint(self) -> Any:
+        """What the config describes, checked; raises `UsageError`. It stays in this process."""
+        from jdistill.blueprint import read
+
+        return read(self.config)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
