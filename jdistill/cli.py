@@ -201,6 +201,7 @@ def _groups(arguments: list[str]) -> str:
         "scheme": "offline two_stage fine_tune multi_teacher assistant online joint self semi continual",
         "task": "classification binary",
         "compression": "none prune int8",
+        "parallel": "auto single data pmap members",
         "optim": "adam adamw sgd",
         "tracker": "jsonl tensorboard wandb mlflow",
         "experiment": " ".join(sorted(files)),

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jdistill import blueprint as blueprints
 from jdistill import distributed, plugins, stacking
 from jdistill.blueprint import Blueprint
-from jdistill.checkpoint import Checkpoints, first_line, write_json
+from jdistill.checkpoint import Checkpoints, first_line, write_atomically, write_json
 from jdistill.config import shared
 from jdistill.environment import CompileClock, environment, peak_memory
 from jdistill.errors import RunError, UsageError
@@ -165,7 +165,8 @@ class _Place:
         except OSError as error:  # a full disk, a folder that may no longer be written
             return RunError(f"{error.filename or folder}: {error.strerror or error}; the result could not be written")
         self.blueprint.tracker.finish(result)
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        if result["status"] != "failed":  # tried again, such a run goes on from where it was
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         return outcome
 
 
@@ -208,7 +209,8 @@ def _clean(folder: Path, identity: str, force: bool) -> None:
             path = folder / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     (folder / "result.json").unlink(missing_ok=True)
-    mark.write_text(identity)
+    if not mark.is_file() or mark.read_text() != identity:  # a kill must never leave a continued run an empty mark
+        write_atomically(mark, lambda temporary: temporary.write_text(identity))
 
 
 def _finished(folder: Path) -> bool:
@@ -258,6 +260,7 @@ class _Training:
                 "name": name, "reason": reason, "resident": setup.resident,
                 **({"population": self.population} if self.population else {}),
             },
+            "devices": self.blueprint.parallel.describe(),
             "teacher": records[0] if records else None,
             **({"teachers": records} if len(records) > 1 else {}),
             "data": _describe(self.blueprint),

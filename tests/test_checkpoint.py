@@ -89,9 +89,11 @@ def test_the_newest_counts_and_older_ones_go(folder):
     assert own.latest() is None
     for name in ("0-9", "0-10", "1-10", "1-9.orbax-checkpoint-tmp-7", "2-11.orbax-checkpoint-tmp-1", ".hidden"):
         (folder / name).mkdir(parents=True)
-    assert own.latest() == (1, folder / "1-10")  # by number, not by spelling; a killed save's folder does not count
+    assert own.latest() == (1, 0, folder / "1-10")  # by number, not by spelling; a killed save's folder does not count
     own.save(1, 12, {"x": jnp.zeros(3)})
-    assert [path.name for path in folder.iterdir()] == ["1-12"] and own.latest() == (1, folder / "1-12")
+    assert [path.name for path in folder.iterdir()] == ["1-12"] and own.latest() == (1, 0, folder / "1-12")
+    own.save(1, 13, {"x": jnp.zeros((4, 3))}, 4)
+    assert own.latest() == (1, 4, folder / "1-13-4")  # of a population
     own.clear()
     assert own.latest() is None and not folder.exists()
 
@@ -102,8 +104,8 @@ def test_a_save_that_dies_leaves_the_older_checkpoint(folder, monkeypatch):
     monkeypatch.setattr("orbax.checkpoint.PyTreeCheckpointer.save", dies)
     with pytest.raises(KeyboardInterrupt):
         own.save(0, 2, tree)
-    stage, path = own.latest()
-    assert (stage, path.name) == (0, "0-1")
+    stage, rows, path = own.latest()
+    assert (stage, rows, path.name) == (0, 0, "0-1")
     assert_same_bits(restore(path, tree), tree)
 
 
