@@ -18,10 +18,21 @@ T = TypeVar("T")
 
 
 def save(path: Path, tree: Any) -> None:
-    """Writes the leaves of `tree` to folder `path`, which appears whole or not at all. An existing one is replaced."""
+    """Writes the leaves of `tree` to folder `path`, which appears whole or not at all. An existing one is replaced.
+
+    Raises:
+      RunError: it cannot be written, as on a full disk.
+    """
     leaves = {f"{i:05d}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(tree))}
-    with _checkpointer() as checkpointer:
-        checkpointer.save(path.absolute(), leaves, force=True)
+    try:
+        with _checkpointer() as checkpointer:
+            checkpointer.save(path.absolute(), leaves, force=True)
+    except Exception as error:  # TensorStore says of a full disk what XLA says of memory: RESOURCE_EXHAUSTED
+        for begun in path.parent.glob(f"{path.name}.orbax*"):
+            shutil.rmtree(begun, ignore_errors=True)
+        system = re.search(r"([^:]+) \[os_error_code", str(error))
+        reason = system[1].strip() if system else getattr(error, "strerror", None) or first_line(error)[:200]
+        raise RunError(f"checkpoint {path} cannot be written ({reason})") from error
 
 
 def _checkpointer() -> Any:

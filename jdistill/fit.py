@@ -128,8 +128,11 @@ class _Fit:
 
     def _begin(self) -> None:
         setup = self.setup
-        with MACHINE.compiling:
+        with MACHINE.compiling():
             self._place([self._entered(0, i, m.initial) for i, m in enumerate(self.members)])
+        if setup.stacked:  # the stack is all that is needed, and as large
+            like = jax.eval_shape(lambda: self.members[0].initial)
+            setup.members = self.members = tuple(m._replace(initial=like) for m in self.members)
         self.kept = self._kept_at_first()
         latest = setup.checkpoints.latest() if setup.checkpoints else None
         if latest is None:
@@ -140,7 +143,7 @@ class _Fit:
         self.saved_at, self.saved_step = time.monotonic(), self._step()
 
     def _resume(self, stage: int, width: int, path: Path) -> None:
-        one = jax.eval_shape(lambda: self._entered(0, 0, self.members[0].initial))
+        one = jax.eval_shape(lambda state: self._entered(0, 0, state), self.members[0].initial)
         for index in range(1, stage + 1):
             one = jax.eval_shape(lambda s, index=index: self._entered(index, 0, s), one)
         variables = (one.params["student"], one.model_state["student"])
@@ -157,7 +160,7 @@ class _Fit:
         self.state, self.totals = put(carry["state"], width_), put(carry["totals"], width_)
         self.kept = carry["kept"]
         for i, m in enumerate(self.members):
-            m.metrics.truncate(int(self.standing.log_bytes[i]))
+            m.metrics.truncate(int(self.standing.log_bytes[i]), path.parent)
             self.train_metrics[i] = m.metrics.last().get("train", {})
 
     def _carry(self, state: Any, standing: Standing, kept: PyTree) -> dict[str, Any]:
@@ -189,7 +192,7 @@ class _Fit:
         if self.setup.stacked:
             states = [stacking.member(self.state, slot) for slot in range(len(self.standing.slots))]
         self.cursor = self.cursor._replace(stage=index, epoch=0, position=0)
-        with MACHINE.compiling:
+        with MACHINE.compiling():
             self._place([self._entered(index, int(i), s) for i, s in zip(self.standing.slots, states, strict=True)])
         self.standing.best_value[:], self.standing.best_epoch[:] = -np.inf, 0
         self.rate, self.compiled = 0.0, False
@@ -239,7 +242,7 @@ class _Fit:
         while self.cursor.position < steps:
             count = self._block_length(steps)
             started = time.perf_counter()
-            with MACHINE.busy() if self.compiled else MACHINE.compiling:
+            with MACHINE.busy() if self.compiled else MACHINE.compiling():
                 order = self._order(rows) if order is None else order
                 self._advance(order, self.cursor.position, count, lengths)
                 jax.block_until_ready(self.totals)

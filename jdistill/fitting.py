@@ -126,7 +126,7 @@ def sample_of(data: dict[str, Any]) -> dict[str, Any]:
 def on_device(setup: Setup) -> Any:
     """The training arrays on the device, which all runs of the process share."""
     names = tuple((name, id(array)) for name, array in setup.data.items())
-    with MACHINE.compiling:
+    with MACHINE.compiling():
         return _put_data(repr(setup.layout), names, Carried((setup.layout, setup.data)))
 
 

@@ -34,12 +34,12 @@ class MetricsFile:
             with self.path.open("ab") as file:
                 os.fsync(file.fileno())
 
-    def truncate(self, length: int) -> None:
-        """Forgets what was written after `length` bytes: rows past the checkpoint a run continues from."""
+    def truncate(self, length: int, checkpoint: Path | None = None) -> None:
+        """Forgets what was written after `length` bytes: rows past the `checkpoint` a run continues from."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab") as file:
             if file.tell() < length:
-                raise RunError(f"{self.path} is shorter than its checkpoint says; delete {self.path.parent} to begin anew")
+                raise RunError(f"{self.path} is shorter than its checkpoint says; delete {checkpoint} to begin anew")
             file.truncate(length)
 
     def last(self) -> dict[str, Any]:
@@ -61,8 +61,8 @@ class Discard(MetricsFile):
     def sync(self) -> None:
         pass
 
-    def truncate(self, length: int) -> None:
-        del length
+    def truncate(self, length: int, checkpoint: Path | None = None) -> None:
+        del length, checkpoint
 
     def last(self) -> dict[str, Any]:
         return {}

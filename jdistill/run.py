@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import shutil
+import sys
 import time
 import traceback
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from jdistill.errors import RunError, UsageError
 from jdistill.evaluation import Deployed, answers, deploy, latencies
 from jdistill.fit import fit
 from jdistill.fitting import Fitted, Member
+from jdistill.machine import MACHINE
 from jdistill.records import Discard, MetricsFile
 from jdistill.schemes import Offline
 from jdistill.standing import Diverged, Interrupted, Pruned
@@ -185,11 +187,8 @@ def ended(folder: Path, identity: str) -> Outcome | None:
 
     A damaged or foreign `result.json` counts as none; a failed run is tried again.
     """
-    try:
-        result = json.loads((folder / "result.json").read_text())
-        status, same = result.get("status"), result.get("fingerprint") == identity
-    except (OSError, ValueError, AttributeError):
-        return None
+    result = _result(folder)
+    status, same = result.get("status"), result.get("fingerprint") == identity
     if same and status == "finished":
         return result
     return FINAL[status](str(result.get("error"))) if same and status in FINAL else None
@@ -203,21 +202,25 @@ def _clean(folder: Path, identity: str, force: bool) -> None:
     mark = folder / ".fingerprint"
     repeat = force and (folder / "result.json").is_file()
     if repeat or not mark.is_file() or mark.read_text() != identity:
-        if not force and _finished(folder):
+        if not force and _result(folder).get("status") == "finished":
             raise UsageError(f"{folder} holds a finished run of another config; choose another folder, or force=true")
         for name in ("checkpoints", "metrics.jsonl", "artifact.safetensors"):
             path = folder / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    if (folder / "result.json").is_file() and not _result(folder):
+        print(f"jdistill: {folder / 'result.json'} is damaged; the run is done again", file=sys.stderr)
     (folder / "result.json").unlink(missing_ok=True)
     if not mark.is_file() or mark.read_text() != identity:  # a kill must never leave a continued run an empty mark
         write_atomically(mark, lambda temporary: temporary.write_text(identity))
 
 
-def _finished(folder: Path) -> bool:
+def _result(folder: Path) -> dict[str, Any]:
+    """What `result.json` says, nothing where there is none or it is damaged."""
     try:
-        return json.loads((folder / "result.json").read_text()).get("status") == "finished"
-    except (OSError, ValueError, AttributeError):
-        return False
+        result = json.loads((folder / "result.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return result if isinstance(result, dict) else {}
 
 
 class _Training:
@@ -239,12 +242,13 @@ class _Training:
     def carry_out(self) -> list[Outcome]:
         """The result of each member, without what says which run it is, or the exception that ended it."""
         CompileClock.start()
-        started, compiling = time.perf_counter(), CompileClock.spent()
+        started, compiling = _clock(), CompileClock.spent()
         teachers = _teachers(self.blueprint, self.stop, self.progress)
         setup = self._setup(teachers)
-        prepared, compiled = time.perf_counter(), CompileClock.spent()
+        name, reason = choose_strategy(self.blueprint, setup.members[0].initial)
+        prepared, compiled = _clock(), CompileClock.spent()
         fitted = fit(setup)
-        trained, compiled_train = time.perf_counter(), CompileClock.spent()
+        trained, compiled_train = _clock(), CompileClock.spent()
         share = 1 / len(self.places)
         times = {
             "teacher": (prepared - started - (compiled - compiling)) * share,
@@ -252,7 +256,6 @@ class _Training:
             "train": (trained - prepared - (compiled_train - compiled)) * share,
         }
         records = [teacher.record for teacher in teachers.values()]
-        name, reason = choose_strategy(self.blueprint, setup.members[0].initial)
         about = {
             "report": self.blueprint.config["report"],
             "peak_memory_bytes": peak_memory(),
@@ -305,7 +308,7 @@ class _Training:
         deployed: dict[int, Deployed] = {}
         spent: dict[int, float] = {}
         for i, (place, result) in enumerate(zip(self.places, fitted, strict=False)):
-            started = time.perf_counter()
+            started = _clock()
             outcomes.append(result if isinstance(result, Exception) else {})
             if not place.working or isinstance(result, Exception):
                 continue
@@ -313,14 +316,19 @@ class _Training:
                 deployed[i] = deploy(place.blueprint, result, reference, place.job.folder)
             except Exception as error:
                 outcomes[i] = error
-            spent[i] = time.perf_counter() - started
-        started = time.perf_counter()
+            spent[i] = _clock() - started
+        started = _clock()
         timed = latencies(self.blueprint, list(deployed.values()))
-        timing = (time.perf_counter() - started) / max(1, len(deployed))
+        timing = (_clock() - started) / max(1, len(deployed))
         for (i, one), latency in zip(deployed.items(), timed, strict=True):
             own = times | {"evaluate": spent[i] + timing}
             outcomes[i] = _record(one, fitted[i], latency, own)
         return outcomes
+
+
+def _clock() -> float:
+    """Seconds, without those that this thread waited for other threads of the process."""
+    return time.perf_counter() - MACHINE.waited()
 
 
 def _judged(judge: Judge, numbers: Sequence[int], member: int, epoch: int, found: dict[str, float]) -> str | None:

@@ -16,8 +16,8 @@ from jdistill.losses import LogitMSE, Residual
 from jdistill.method import Term
 from jdistill.records import MetricsFile
 from jdistill.schemes import FineTune, TwoStage
-from jdistill.standing import Diverged, Interrupted, Pruned, Standing
 from jdistill.stages import init_state
+from jdistill.standing import Diverged, Interrupted, Pruned, Standing
 from jdistill.teachers.targets import Live
 from jdistill.train import Keys
 from tests import tiny
@@ -44,7 +44,8 @@ def population(folder, *, parts=None, data=None, numbers=NUMBERS, wide=True, met
     data = data or tiny.data(dtype=np.float64 if wide else np.float32)
     frozen = frozen or tiny.frozen()
     made = members(folder, parts, data, numbers, wide=wide, **(method or {}))
-    base = tiny.setup(folder, parts=parts, data=data, frozen=tiny.as_float64(frozen) if wide else frozen, stacked=True, **changes)
+    frozen = tiny.as_float64(frozen) if wide else frozen
+    base = tiny.setup(folder, parts=parts, data=data, frozen=frozen, stacked=True, **changes)
     return dataclasses.replace(base, members=made)
 
 
@@ -93,7 +94,8 @@ def test_members_are_their_solo_runs_in_float64(case, tmp_path):
         mine, its = lines(tmp_path, seed), lines(tmp_path / f"alone{seed}", seed)
         assert [(r["stage"], r["epoch"], r["step"]) for r in mine] == [(r["stage"], r["epoch"], r["step"]) for r in its]
         for a, b in zip(mine, its, strict=True):  # sums of a population's losses are kept in float32
-            assert a["train"] == pytest.approx(b["train"], rel=1e-5) and a.get("validation") == pytest.approx(b.get("validation"))
+            assert a["train"] == pytest.approx(b["train"], rel=1e-5)
+            assert a.get("validation") == pytest.approx(b.get("validation"))
 
 
 def test_members_differ_and_some_stop_early(tmp_path):
@@ -165,7 +167,10 @@ def test_a_judge_stops_members_and_the_stack_shrinks(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("running", "multiple", "kept"),
-    [((1, 1, 1, 1), 1, None), ((1, 1, 1, 0), 1, None), ((0, 1, 0, 1), 1, [1, 3]), ((0, 0, 0, 1), 2, [0, 3]), ((0, 0, 0, 0), 1, None)],
+    [
+        ((1, 1, 1, 1), 1, None), ((1, 1, 1, 0), 1, None), ((0, 1, 0, 1), 1, [1, 3]), ((0, 0, 0, 1), 2, [0, 3]),
+        ((0, 0, 0, 0), 1, None),
+    ],
 )
 def test_rows_are_given_up_when_half_of_them_ended(running, multiple, kept):
     standing = Standing.beginning(4)

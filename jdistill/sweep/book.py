@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -38,10 +39,13 @@ class JobBook:
         return [row for row in read_jobs(self.folder) if isinstance(row.get("job"), int) and row["job"] < first]
 
     def note(self, numbers: Iterable[int], **fields: Any) -> None:
-        """Notes that something changed for some jobs."""
+        """Notes that something changed for some jobs. Where it cannot be written, the sweep goes on: results decide."""
         text = "".join(json.dumps({"job": number, **fields}) + "\n" for number in numbers)
-        with self.path.open("a") as file:
-            file.write(text)
+        try:
+            with self.path.open("a") as file:
+                file.write(text)
+        except OSError as error:
+            print(f"jdistill: {self.path} cannot be written ({error.strerror or error})", file=sys.stderr)
 
 
 def claim(folder: Path, jobs: Iterable[Job]) -> None:

@@ -119,7 +119,7 @@ class Display:
         speeds = [f"{60 * ended / elapsed:.3g} jobs/min"] if ended and elapsed else []
         speeds += [f"{rate:,.0f} steps/s"] if rate else []
         left = self._total - self._before - work
-        if work and elapsed and left > 0:
+        if work > 0.02 * self._total and left > 0:  # before, it would be a guess
             speeds.append(f"about {duration(elapsed * left / work)} left")
         line = f"{self._before + ended} of {self._total} jobs" + (f": {', '.join(parts)}" if parts else "")
         return "; ".join([line, ", ".join(speeds)] if speeds else [line])

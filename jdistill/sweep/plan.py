@@ -8,6 +8,7 @@ convolutions becomes a grouped convolution, tens of times slower than a loop.
 import dataclasses
 import json
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,10 @@ def plan_units(jobs: Sequence[Job], blueprints: Sequence[Blueprint], folder: Pat
             todo.pop(job.identity, None)
     groups: dict[Any, list[tuple[Job, Blueprint]]] = {}
     for job, blueprint in todo.values():
-        groups.setdefault(blueprint.population(), []).append((job, blueprint))
+        if any((job.folder / "checkpoints").glob("*")):
+            units.append(Unit((job,), "loop", "goes on from its own checkpoint"))
+        else:
+            groups.setdefault(blueprint.population(), []).append((job, blueprint))
     for members in groups.values():
         width, reason = width_of(members[0][1], len(members), settings)
         for start in range(0, len(members), width):
@@ -75,16 +79,21 @@ def _resumed(todo: dict[str, tuple[Job, Blueprint]], folder: Path) -> list[Unit]
     for path in sorted((folder / "populations").glob("*/unit.json")):
         try:
             record = json.loads(path.read_text())
-            prints = record["fingerprints"]
+            prints, reason = record["fingerprints"], str(record["reason"])
             old = [_job(row, folder) for row in record["jobs"]]
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # damaged: its members are trained anew
+            if digest(prints) != path.parent.name or len(old) != len(prints):
+                raise ValueError("not the record of this population")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            if todo:
+                why = f"{type(error).__name__}: {error}"
+                print(f"jdistill: {path} cannot be used ({why}); jobs of it that have not ended begin anew", file=sys.stderr)
+            continue
         wanted = {name for name in prints if name in todo}
         if not wanted or wanted & taken or not any((path.parent / "checkpoints").glob("*")):
             continue
         taken |= wanted
         jobs = tuple(todo[name][0] if name in todo else job for name, job in zip(prints, old, strict=True))
-        units.append(Unit(jobs, "vmap", record["reason"], path.parent))
+        units.append(Unit(jobs, "vmap", reason, path.parent))
     return units
 
 

@@ -1,13 +1,14 @@
 """What Hydra leaves of a job, written once its outcome is known: job folder, callbacks, return value."""
 
 import os
+from functools import partial
 from typing import Any
 
 import yaml
 from hydra.core.utils import JobReturn, JobStatus, run_job
 from hydra.types import HydraContext
 from omegaconf import OmegaConf
-from omegaconf._utils import OmegaConfDumper
+from omegaconf._utils import OmegaConfDumper, get_omega_conf_dumper
 
 from jdistill.sweep.compose import Composed, Composer
 from jdistill.sweep.units import Outcome
@@ -74,8 +75,8 @@ class Replay:
         dirname = self.composer.override_dirname(composed.overrides, template.config)
         changed = {
             "overrides": node["overrides"] | {"task": own},
-            "job": node["job"] | {"id": job.number, "num": job.number, "override_dirname": dirname},
-            "runtime": node["runtime"] | {"output_dir": str(job.folder)},
+            "job": node["job"] | {"id": str(job.number), "num": job.number, "override_dirname": dirname},
+            "runtime": node["runtime"] | {"output_dir": os.path.abspath(job.folder)},
         }
         texts |= {key: _below_hydra(key, value) for key, value in changed.items()}
         return "hydra:\n" + "".join(texts.values())
@@ -100,4 +101,8 @@ _Dumper.add_representer(str, OmegaConfDumper.str_representer)
 
 def to_yaml(content: Any) -> str:
     """`OmegaConf.to_yaml` of plain containers."""
-    return yaml.dump(content, default_flow_style=False, allow_unicode=True, sort_keys=False, Dumper=_Dumper)
+    dump = partial(yaml.dump, content, default_flow_style=False, allow_unicode=True, sort_keys=False)
+    text = dump(Dumper=_Dumper)
+    if r"\U" in text or r"\N" in text:  # the C library escapes some characters that OmegaConf's dumper writes as they are
+        text = dump(Dumper=get_omega_conf_dumper())
+    return text

@@ -115,7 +115,8 @@ def _train_once(blueprint: Blueprint, folder: Path, stop: Stop, progress: Progre
             return  # another process trained it while this one waited
         shutil.rmtree(folder, ignore_errors=True)
         partial = folder.with_name(f"{folder.name}.partial")
-        _train(blueprint, partial, stop, progress)
+        if not (partial / "manifest.json").is_file():  # written last: a kill may come between it and the new name
+            _train(blueprint, partial, stop, progress)
         shutil.rmtree(partial / "checkpoints", ignore_errors=True)
         os.replace(partial, folder)
 
