@@ -110,14 +110,9 @@ class Single(Layout):
     """One device."""
 
 
-@register("parallel", "data")
 @dataclasses.dataclass(frozen=True)
-class Data(Layout):
-    """All devices, each with a share of every batch: `jax.jit` over a mesh; state and data are copied to each device.
-
-    The step is that of one device, which the compiler divides: BatchNorm, Dropout and losses act on the whole batch. A
-    batch that the devices do not divide (the last of an epoch) is computed by each of them.
-    """
+class _Spread(Layout):
+    """All devices, each with a share of every batch."""
 
     stacks: ClassVar[bool] = False
 
@@ -129,15 +124,25 @@ class Data(Layout):
         super().check_batch(size, key)
         _require_multiple(size, self.mesh.size * self.microbatches, key, _named(self))
 
-    def programs(self, parts: Parts, members: int | None = None) -> Programs:
-        return _on_mesh(parts._replace(mesh=self.mesh), members is not None, self.mesh, None)
-
     def put(self, tree: PyTree, members: int | None = None) -> PyTree:
         del members
         return distributed.put(tree, NamedSharding(self.mesh, PartitionSpec()))
 
     def put_data(self, data: dict[str, Any]) -> Batch:
         return self.put(data)
+
+
+@register("parallel", "data")
+@dataclasses.dataclass(frozen=True)
+class Data(_Spread):
+    """All devices, each with a share of every batch: `jax.jit` over a mesh; state and data are copied to each device.
+
+    The step is that of one device, which the compiler divides: BatchNorm, Dropout and losses act on the whole batch. A
+    batch that the devices do not divide (the last of an epoch) is computed by each of them.
+    """
+
+    def programs(self, parts: Parts, members: int | None = None) -> Programs:
+        return _on_mesh(parts._replace(mesh=self.mesh), members is not None, self.mesh, None)
 
     def get(self, tree: PyTree) -> PyTree:
         return distributed.local(tree)
@@ -148,32 +153,15 @@ class Data(Layout):
 
 @register("parallel", "pmap")
 @dataclasses.dataclass(frozen=True)
-class Pmap(Layout):
+class Pmap(_Spread):
     """As `data`, by `jax.pmap`: every device runs the networks on its share, then the losses on all outputs.
 
     BatchNorm and Dropout of Flax Linen act on the whole batch; a layer of your own that draws random numbers draws the
     same ones on every device.
     """
 
-    stacks: ClassVar[bool] = False
-
-    @property
-    def mesh(self) -> Mesh:
-        return _mesh("data")
-
-    def check_batch(self, size: int, key: str = "optim.batch_size") -> None:
-        super().check_batch(size, key)
-        _require_multiple(size, self.mesh.size * self.microbatches, key, _named(self))
-
     def programs(self, parts: Parts, members: int | None = None) -> Programs:
         return _by_pmap(parts._replace(axis="data"), members is not None, self.mesh.size)
-
-    def put(self, tree: PyTree, members: int | None = None) -> PyTree:
-        del members
-        return distributed.put(tree, NamedSharding(self.mesh, PartitionSpec()))
-
-    def put_data(self, data: dict[str, Any]) -> Batch:
-        return self.put(data)
 
 
 @register("parallel", "members")

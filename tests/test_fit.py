@@ -22,7 +22,7 @@ from jdistill.standing import Diverged, Interrupted
 from jdistill.teachers.targets import Live
 from jdistill.types import Context
 from tests import tiny
-from tests.tiny import assert_close, assert_same_bits, setup
+from tests.tiny import StopAfter, assert_close, assert_same_bits, setup
 
 BANK = Term(name="crd", teacher="teacher", loss=build("loss", {"name": "crd", "negatives": 8, "embedding_size": 4}))
 
@@ -65,17 +65,6 @@ def every_scenario(name, values, of_schemes):
 
 
 _whole = {}
-
-
-class StopAfter:
-    """True at the `calls`-th question and from then on."""
-
-    def __init__(self, calls):
-        self.left = calls
-
-    def __call__(self):
-        self.left -= 1
-        return self.left <= 0
 
 
 def whole(changes, folder):

@@ -21,7 +21,7 @@ from jdistill.standing import Diverged, Interrupted, Pruned, Standing
 from jdistill.teachers.targets import Live
 from jdistill.train import Keys
 from tests import tiny
-from tests.tiny import assert_close, assert_same_bits
+from tests.tiny import StopAfter, assert_close, assert_same_bits
 
 NUMBERS = ((0, 2.0, 0.02), (1, 4.0, 0.02), (2, 4.0, 0.05), (3, 1.0, 0.01))
 """(seed, temperature, learning rate) of each member."""
@@ -180,15 +180,6 @@ def test_rows_are_given_up_when_half_of_them_ended(running, multiple, kept):
 
 
 # -- stopping and going on
-
-
-class StopAfter:
-    def __init__(self, calls):
-        self.left = calls
-
-    def __call__(self):
-        self.left -= 1
-        return self.left <= 0
 
 
 RESUMED = {

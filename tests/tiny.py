@@ -144,6 +144,17 @@ def with_member(made: Setup, **changes: Any) -> Setup:
     return dataclasses.replace(made, members=(member._replace(**changes),))
 
 
+class StopAfter:
+    """True at the `calls`-th question and from then on."""
+
+    def __init__(self, calls):
+        self.left = calls
+
+    def __call__(self):
+        self.left -= 1
+        return self.left <= 0
+
+
 CHOICES = {
     "data": "synthetic", "task": "classification", "teacher": "mlp", "student": "mlp", "loss": "kd", "scheme": "offline",
     "compression": "none", "optim": "adam", "parallel": "single", "tracker": "jsonl",
