@@ -1,5 +1,6 @@
 """Saving and restoring pytrees of arrays: Orbax inside, atomic, leaf for leaf the same bits."""
 
+import errno
 import json
 import os
 import re
@@ -16,6 +17,9 @@ from jdistill.errors import RunError
 
 T = TypeVar("T")
 
+SPARE_BYTES = 1_000_000
+"""What a file system must have free beside a checkpoint's arrays: its index, results, journals."""
+
 
 def save(path: Path, tree: Any) -> None:
     """Writes the leaves of `tree` to folder `path`, which appears whole or not at all. An existing one is replaced.
@@ -24,6 +28,9 @@ def save(path: Path, tree: Any) -> None:
       RunError: it cannot be written, as on a full disk.
     """
     leaves = {f"{i:05d}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(tree))}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if shutil.disk_usage(path.parent).free < sum(leaf.nbytes for leaf in leaves.values()) + SPARE_BYTES:
+        raise RunError(f"checkpoint {path} cannot be written ({os.strerror(errno.ENOSPC)})")  # TensorStore prints tracebacks
     try:
         with _checkpointer() as checkpointer:
             checkpointer.save(path.absolute(), leaves, force=True)

@@ -44,9 +44,23 @@ def sweep(sweeper: Any, arguments: list[str]) -> Any:
         returns.append(sweeper.launcher.launch(batch, initial_job_idx=first))
         first += len(batch)
     if not plan:
-        OmegaConf.save(sweeper.config, folder / "multirun.yaml")
-        summarize(folder)
+        with _reporting(folder):
+            OmegaConf.save(sweeper.config, folder / "multirun.yaml")
+        if (folder / "jobs.jsonl").is_file():
+            summarize(folder)
+        else:  # a launcher of Hydra's own keeps no book
+            for returned in (job for batch in returns for job in batch):
+                _ = returned.return_value  # raises what ended a failed job
     return returns
+
+
+@contextlib.contextmanager
+def _reporting(folder: Path) -> Iterator[None]:
+    """A full disk keeps no one from being told which jobs failed."""
+    try:
+        yield
+    except OSError as error:
+        print(f"jdistill: {error.filename or folder} cannot be written ({error.strerror or error})", file=sys.stderr)
 
 
 def launch(launcher: Any, job_overrides: Sequence[Sequence[str]], first: int) -> Sequence[JobReturn]:
@@ -166,7 +180,8 @@ class _Batch:
             try:
                 self.returns[number] = self.replay(c, outcome)
             except OSError as error:  # a full disk: the job's own result may be there, the sweep goes on
-                outcome = RunError(f"{error.filename or c.job.folder}: {error.strerror or error}")
+                if not isinstance(outcome, Exception):  # else that says more of the job
+                    outcome = RunError(f"{error.filename or c.job.folder}: {error.strerror or error}")
                 self.returns[number] = _failure(outcome)
             self.launcher.results[number] = None if isinstance(outcome, Exception) else outcome
             status, text = _status(outcome)
@@ -241,7 +256,8 @@ def summarize(folder: Path) -> None:
     from jdistill.commands import write_report
     from jdistill.report.collect import read_jobs
 
-    print(write_report(folder))
+    with _reporting(folder):
+        print(write_report(folder))
     jobs = read_jobs(folder)
     failed = [job for job in jobs if job["status"] in ("failed", "diverged")]
     if failed:

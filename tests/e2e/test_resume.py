@@ -15,6 +15,7 @@ LONG = (
     "data.limit=256", "student.widths=[16]", "teacher.widths=[32]", "optim.batch_size=32", "optim.epochs=40",
     "teacher.optim.batch_size=32", "teacher.optim.epochs=20", "evaluate.latency=false",
 )  # fmt: skip
+ONE_BY_ONE = ("hydra.launcher.strategy=loop", "hydra.launcher.workers=1")
 STEPS, TEACHER_STEPS = 40 * 8, 20 * 8
 SAME = ("artifact.safetensors", "metrics.jsonl")
 
@@ -130,7 +131,7 @@ def without_times(sweep: Path) -> list[dict[str, str]]:
 
 
 def test_a_killed_sweep_goes_on_and_repeats_nothing(tmp_path):
-    grid = ("-m", *LONG, "loss=none", "seed=0,1,2")
+    grid = ("-m", *LONG, *ONE_BY_ONE, "loss=none", "seed=0,1,2")
     succeed(*grid, "hydra.sweep.dir=whole")
     sweep = tmp_path / "killed"
     command = (*grid, "checkpoint.every_steps=5", f"hydra.sweep.dir={sweep}")
@@ -154,7 +155,7 @@ def test_a_killed_sweep_goes_on_and_repeats_nothing(tmp_path):
 
 def test_a_terminated_sweep_leaves_its_job_pending(tmp_path):
     sweep = tmp_path / "sweep"
-    command = ("-m", *LONG, "loss=none", "seed=0,1", "optim.epochs=400", f"hydra.sweep.dir={sweep}")
+    command = ("-m", *LONG, *ONE_BY_ONE, "loss=none", "seed=0,1", "optim.epochs=400", f"hydra.sweep.dir={sweep}")
     process = start(*command, cwd=tmp_path)
 
     def second_began() -> bool:

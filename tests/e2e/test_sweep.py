@@ -9,8 +9,10 @@ import pytest
 
 from tests.e2e.helpers import TINY, call, files, jobs, result, rows, run, sole_error, succeed, teachers
 
-GRID = ("loss=none,kd", "seed=0,1", "compression=none,prune")
+GRID = ("loss=none,kd", "seed=0,1", "compression=none,prune", "hydra.launcher.strategy=loop")
 DIVERGING = ("-m", *TINY, "loss=none", "optim=sgd", "optim.lr=1e-3,1e30", "seed=0,1", "hydra.sweep.dir=sweep")
+FAILING = ("-m", *TINY, "loss=none", "optim=sgd", "optim.lr=1e30,1e-3", "seed=0,1", "hydra.sweep.dir=sweep")
+ONE_BY_ONE = ("hydra.launcher.strategy=loop", "hydra.launcher.workers=1")
 
 
 @pytest.fixture(autouse=True)
@@ -95,7 +97,8 @@ def test_table_and_status_of_a_sweep(swept):
     assert succeed("table", str(sweep), "--format", "csv", "--out", "deep/t.csv").out == "deep/t.csv\n"
     assert Path("deep/t.csv").read_text() == (sweep / "table.csv").read_text()
     assert "\\toprule" in (sweep / "table.tex").read_text() and (sweep / "table.md").read_text().startswith("| ")
-    assert succeed("status", str(sweep)).out == f"{sweep}: 8 jobs: 8 finished\n"
+    status = succeed("status", str(sweep)).out.splitlines()
+    assert status[0] == f"{sweep}: 8 jobs: 8 finished" and "groups done" in status[1]
     by_loss = list(csv.DictReader(io.StringIO(succeed("table", str(sweep), "--by", "loss", "--format", "csv").out)))
     assert {row["loss"]: int(row["n"]) for row in by_loss} == {"none": 4, "kd": 4}
 
@@ -144,21 +147,22 @@ def test_a_diverging_member_is_shown_and_the_others_finish():
     for name in ("text", "markdown", "latex", "csv"):
         assert "diverged" in succeed("table", "sweep", "--format", name).out
     status = succeed("status", "sweep").out.splitlines()
-    assert status[0] == "sweep: 4 jobs: 2 finished, 2 diverged" and "optim.lr=1e+30" in status[1]
-    before = {name: when for name, when in stamps(sweep).items() if found[0]["dir"] in name or found[1]["dir"] in name}
-    again = call(*DIVERGING)
-    assert again.code == 1 and len(before) == 4 and before.items() <= stamps(sweep).items()
+    assert status[0] == "sweep: 4 jobs: 2 finished, 2 diverged"
+    assert len([line for line in status if "optim.lr=1e+30" in line and "diverged" in line]) == 2
+    before = stamps(sweep)
+    again = call(*DIVERGING)  # to diverge is final
+    assert again.code == 1 and again.error_lines == done.error_lines and len(before) == 8 and stamps(sweep) == before
+    call(*DIVERGING, "force=true")
+    assert all(stamps(sweep)[name] > when for name, when in before.items())
 
 
 def test_fail_fast_stops_at_the_first_failure():
-    done = call(
-        "-m", *TINY, "loss=none", "optim=sgd", "optim.lr=1e30,1e-3", "seed=0,1", "fail_fast=true", "hydra.sweep.dir=sweep"
-    )
+    done = call(*FAILING, *ONE_BY_ONE, "fail_fast=true")
     assert done.code == 1
     assert [job["status"] for job in jobs(Path("sweep"))] == ["diverged", "pending", "pending", "pending"]
     assert len([path for path in Path("sweep").iterdir() if path.is_dir()]) == 1
     assert "sweep: 4 jobs: 1 diverged, 3 pending" in succeed("status", "sweep").out
-    rest = call("-m", *TINY, "loss=none", "optim=sgd", "optim.lr=1e30,1e-3", "seed=0,1", "hydra.sweep.dir=sweep")
+    rest = call(*FAILING, *ONE_BY_ONE)
     assert rest.code == 1
     assert [job["status"] for job in jobs(Path("sweep"))] == ["diverged", "diverged", "finished", "finished"]
 
