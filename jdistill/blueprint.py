@@ -119,7 +119,7 @@ class Blueprint:
         """Runs with equal populations can be trained as one: same program, same data, same steps, same evaluations."""
         config = self.config
         same = {name: config[name] for name in ("parallel", "report", "checkpoint")}
-        every = {name: config["evaluate"][name] for name in ("every", "patience")}
+        every = {name: config["evaluate"][name] for name in ("every", "patience", "latency", "repeats")}
         epochs = tuple(int(stage.optim.epochs) for stage in self.method().stages)
         arrays = {k: v.tobytes() for k, v in self.scheme.arrays(self.dataset.train["label"]).items()}
         return self.group(), epochs, json.dumps({**same, **every}, sort_keys=True), tuple(sorted(arrays.items()))

@@ -195,7 +195,8 @@ class _Varies:
     def refuse(self, *_: Any) -> Any:
         raise RuntimeError(f"'{self.key}' differs between the members of this population; read it from each member's config")
 
-    __str__ = __repr__ = __int__ = __float__ = __bool__ = __index__ = refuse  # type: ignore[assignment]
+    __hash__ = object.__hash__
+    __eq__ = __str__ = __repr__ = __int__ = __float__ = __bool__ = __index__ = refuse  # type: ignore[assignment]
 
 
 class _Shared(dict[str, Any]):

@@ -3,6 +3,7 @@
 One loop serves a single run and a population, whose state has a leading axis of members on every leaf.
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -242,7 +243,7 @@ class _Fit:
         while self.cursor.position < steps:
             count = self._block_length(steps)
             started = time.perf_counter()
-            with MACHINE.busy() if self.compiled else MACHINE.compiling():
+            with contextlib.nullcontext() if self.compiled else MACHINE.compiling(), MACHINE.busy():
                 order = self._order(rows) if order is None else order
                 self._advance(order, self.cursor.position, count, lengths)
                 jax.block_until_ready(self.totals)

@@ -125,7 +125,7 @@ def sole_error(done: Done, pattern: str, code: int) -> str:
 
 def saved_step(folder: Path) -> int:
     """The step of the newest checkpoint of a run (or teacher) in `folder`; -1 where there is none."""
-    found = [re.fullmatch(r"(\d+)-(\d+)", path.name) for path in (folder / "checkpoints").glob("*")]
+    found = [re.fullmatch(r"(\d+)-(\d+)(?:-\d+)?", path.name) for path in (folder / "checkpoints").glob("*")]
     return max((int(match[2]) for match in found if match), default=-1)
 
 

@@ -128,9 +128,6 @@ def test_members_are_recorded_as_solo_runs_are(tmp_path):
     assert sum(one["time_s"]["train"] for one in outcomes) == pytest.approx(3 * outcomes[0]["time_s"]["train"])
 
 
-@pytest.mark.xfail(
-    strict=True, reason="members that are timed differently are planned as one population, which then falls apart"
-)
 @pytest.mark.parametrize(("key", "values"), [("evaluate.latency", (True, False)), ("evaluate.repeats", (5, 6))])
 def test_how_a_member_is_timed_does_not_break_its_population(key, values, tmp_path, capsys):
     base = (("evaluate.latency", True), ("evaluate.repeats", 5))
