@@ -99,26 +99,26 @@ class _Fit:
                     self._epoch()
         if self.setup.last_checkpoint:
             self._save()
-        return [self._fitted(i) for i in range(len(self.members))]
+        given = (self.state, self._variables(), self.kept)
+        if self.setup.stacked:
+            given = jax.tree.map(np.asarray, given)  # members of host arrays are views
+        return [self._fitted(i, *given) for i in range(len(self.members))]
 
-    def _fitted(self, index: int) -> Fitted | RunError:
-        """What became of a member."""
+    def _fitted(self, index: int, state: TrainState, variables: PyTree, kept: PyTree) -> Fitted | RunError:
+        """What became of a member, from all final states, networks, and networks kept on the way."""
         standing, setup = self.standing, self.setup
         how, epoch = standing.ended[index], int(standing.ended_epoch[index])
         if how == DIVERGED:
             return Diverged(f"diverged: the training loss is not finite in epoch {epoch} (lower optim.lr or loss.weight)")
         if how == PRUNED:
             return Pruned(self.reasons.get(index, f"pruned in epoch {epoch}"))
-        slot = np.flatnonzero(standing.slots == index)
-        state = self.state
-        if setup.stacked and len(slot):
-            state = stacking.member(self.state, int(slot[0]))
+        if setup.stacked:
+            slot = int(next(iter(np.flatnonzero(standing.slots == index)), 0))  # a member that left has what was kept of it
+            state, variables, kept = *stacking.member((state, variables), slot), stacking.member(kept, index)
         if setup.select is not None or how == STOPPED:
-            variables = stacking.member(self.kept, index) if setup.stacked else self.kept
-            epoch = int(standing.best_epoch[index]) if setup.select is not None else epoch
+            variables, epoch = kept, int(standing.best_epoch[index]) if setup.select is not None else epoch
         else:
-            variables, epoch = self._variables(), self.cursor.total_epochs
-            variables = stacking.member(variables, int(slot[0])) if setup.stacked else variables
+            epoch = self.cursor.total_epochs
         share, steps = self.seconds / len(self.members), self._step()
         if how == STOPPED:  # the others may have gone on, in the same last stage
             later = self.cursor.total_epochs - int(standing.ended_epoch[index])

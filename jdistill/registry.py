@@ -6,6 +6,7 @@ the parameters of that signature. Parameters without a default are given by the 
 
 import contextlib
 import dataclasses
+import functools
 import inspect
 import types
 import typing
@@ -112,7 +113,7 @@ def provided(provider: str, package: str) -> list[Option]:
 
 def options(group: str) -> dict[str, Option]:
     """All options of a group by name, in the order of their names."""
-    return {name: option for (g, name), option in sorted(_options.items()) if g == group}
+    return dict(sorted((name, option) for (g, name), option in _options.items() if g == group))
 
 
 def build(group: str, config: dict[str, Any], **given: Any) -> Any:
@@ -131,7 +132,7 @@ def build(group: str, config: dict[str, Any], **given: Any) -> Any:
         raise unknown(group, name, options(group))
     option = _options[group, name]
     check_keys(group, config, {"name", *option.fields})
-    accepted = inspect.signature(option.target).parameters
+    accepted = _parameters(option.target)
     complete = {**{k: default for k, (_, default) in option.fields.items()}, **config}
     arguments = {k: _frozen(v) for k, v in complete.items() if k in accepted and k != "name"}
     arguments |= {k: number(f"{group}.{k}", complete[k]) for k in option.numbers & set(arguments)}
@@ -142,6 +143,12 @@ def build(group: str, config: dict[str, Any], **given: Any) -> Any:
         raise UsageError(f"{prefix}{error}") from error
     except (TypeError, ValueError) as error:
         raise UsageError(f"{group}={name}: {error}") from error
+
+
+@functools.lru_cache(maxsize=1024)
+def _parameters(target: Callable[..., Any]) -> frozenset[str]:
+    """The names of what a class or function takes."""
+    return frozenset(inspect.signature(target).parameters)
 
 
 def number(key: str, value: Any) -> Any:

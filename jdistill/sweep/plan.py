@@ -2,7 +2,7 @@
 
 Measured on a CPU (benchmarks/members.py): a dense network whose state is small gains by being stacked, since each
 operation is then worth its call; beyond a few megabytes of states a stack leaves the caches and loses again. A stack of
-convolutions becomes a grouped convolution, tens of times slower than a loop.
+convolutions becomes a grouped convolution, several times slower than a loop.
 """
 
 import dataclasses
