@@ -190,7 +190,7 @@ RESUMED = {
 }
 
 
-@pytest.mark.parametrize("calls", [1, 2])
+@pytest.mark.parametrize("calls", [pytest.param(1, marks=pytest.mark.slow), 2])
 @pytest.mark.parametrize("case", RESUMED.values(), ids=RESUMED)
 def test_a_population_cut_up_is_the_same_bit_for_bit(case, calls, tmp_path):
     whole = fit(population(tmp_path / "whole", wide=False, checkpoints=None, **case))

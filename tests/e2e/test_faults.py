@@ -337,6 +337,7 @@ def one_new_teacher(processes: int, cwd: Path) -> None:
     assert len({json.dumps(result(cwd / f"run{i}")["teacher"], sort_keys=True) for i in range(processes)}) == 1
 
 
+@pytest.mark.slow
 def test_processes_started_at_once_train_a_teacher_once(tmp_path):
     one_new_teacher(4, tmp_path)
 

@@ -35,7 +35,11 @@ OTHER = {
 """Another setting of some losses."""
 
 
-@pytest.mark.parametrize("name", OWN)
+LONG = ("ab", "crd", "ft", "review")
+"""Losses of which all properties take 15 to 30 seconds to try."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in OWN])
 def test_every_loss_conforms(name):
     assert_conforms(name)
 
