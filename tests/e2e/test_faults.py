@@ -338,11 +338,6 @@ def one_new_teacher(processes: int, cwd: Path) -> None:
 
 
 @pytest.mark.slow
-def test_processes_started_at_once_train_a_teacher_once(tmp_path):
-    one_new_teacher(4, tmp_path)
-
-
-@pytest.mark.slow
 def test_sixteen_processes_started_at_once_train_a_teacher_once(tmp_path):
     one_new_teacher(16, tmp_path)
 
