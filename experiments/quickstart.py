@@ -5,7 +5,7 @@ Source: none; this is the project's main job, `jdistill -m experiment=quickstart
     python experiments/quickstart.py [--seeds 3] [--out results/quickstart]
 
 Expected: with 3 seeds no loss differs significantly from plain training; int8 keeps the accuracy at a third of the bytes.
-Time: 37 s on 2 cores from a cold cache.
+Time: 31 s on 2 cores from an empty cache.
 """
 
 from _common import arguments, run_sweep, write_records, write_tables
