@@ -78,7 +78,8 @@ CASES = {
     "best epoch": {"method": {"epochs": 5}, "select": "accuracy"},
     "patience": {"method": {"epochs": 9}, "patience": 2},
     "patience and best epoch": {"method": {"epochs": 9}, "patience": 1, "select": "accuracy"},
-    "convolutions and BatchNorm": {"parts": tiny.parts(tiny.CONVOLUTIONAL), "method": {"epochs": 2}},
+    # SGD, as Adam divides the rounding of a gradient that is 0 (a bias before BatchNorm) by itself
+    "convolutions and BatchNorm": {"parts": tiny.parts(tiny.CONVOLUTIONAL), "method": {"epochs": 2, "kind": "sgd"}},
 }
 
 
