@@ -71,6 +71,11 @@ class CompileClock:
         jax.monitoring.register_event_duration_secs_listener(cls._listen)
 
 
+def cores() -> int:
+    """The CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def use_compilation_cache(folder: Path) -> None:
     """Keeps compiled programs in `folder`, all of them: compiling costs more than training a small student."""
     import jax

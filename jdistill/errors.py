@@ -1,6 +1,7 @@
 """Errors a user sees as one line: `UsageError` (exit code 2) and `RunError` (exit code 1)."""
 
 import difflib
+import os
 from collections.abc import Iterable
 
 
@@ -10,6 +11,11 @@ class UsageError(ValueError):
 
 class RunError(RuntimeError):
     """A run that started could not finish (diverged, corrupt file found on the way, disk full); exit code 1."""
+
+
+def from_system(error: OSError, where: str | os.PathLike[str]) -> RunError:
+    """One line for what the system refused: the file it names, or `where`, and its reason."""
+    return RunError(f"{error.filename or where}: {error.strerror or error}")
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -21,23 +21,20 @@ from jdistill.blueprint import Blueprint
 from jdistill.checkpoint import Checkpoints, first_line, write_atomically, write_json
 from jdistill.config import shared
 from jdistill.environment import CompileClock, environment, peak_memory
-from jdistill.errors import RunError, UsageError
+from jdistill.errors import RunError, UsageError, from_system
 from jdistill.evaluation import Deployed, answers, deploy, latencies
 from jdistill.fit import fit
 from jdistill.fitting import Fitted, Member
 from jdistill.machine import MACHINE
 from jdistill.records import Discard, MetricsFile
 from jdistill.schemes import Offline
-from jdistill.standing import Diverged, Interrupted, Pruned
+from jdistill.standing import FINAL, Interrupted, status_of
 from jdistill.sweep.units import Job, Judge, Outcome
 from jdistill.teachers.store import Teacher, prepare
 from jdistill.teachers.targets import Live, Target
 from jdistill.train import Keys, TrainState
 from jdistill.training import Progress, Stop, choose_strategy, initial_state, never, silent, training
 from jdistill.types import PyTree
-
-FINAL: dict[str, type[RunError]] = {"diverged": Diverged, "pruned": Pruned}
-"""How a run may end, other than finished, so that another session need not try again."""
 
 
 def run(
@@ -106,9 +103,9 @@ def run_jobs(
             if len(places) > 1:
                 raise
             made = [error]
-        for place, outcome in zip(places, made, strict=True):
-            if place in working:
-                outcomes[places.index(place)] = place.end(outcome)
+        for i, (place, outcome) in enumerate(zip(places, made, strict=True)):
+            if place.working:
+                outcomes[i] = place.end(outcome)
         if folder is not None and not any(isinstance(outcome, Interrupted) for outcome in outcomes):
             shutil.rmtree(folder, ignore_errors=True)
         return [outcome for outcome in outcomes if outcome is not None]
@@ -156,7 +153,7 @@ class _Place:
             "plugins": plugins.versions(),
         }
         if isinstance(outcome, Exception):
-            status = next((name for name, kind in FINAL.items() if isinstance(outcome, kind)), "failed")
+            status = status_of(outcome)
             if not isinstance(outcome, RunError | UsageError):
                 outcome = _unexpected(outcome, folder)
             result: dict[str, Any] = {"status": status, "error": first_line(outcome), **about, "environment": environment()}
@@ -165,7 +162,7 @@ class _Place:
         try:
             write_json(folder / "result.json", result)
         except OSError as error:  # a full disk, a folder that may no longer be written
-            return RunError(f"{error.filename or folder}: {error.strerror or error}; the result could not be written")
+            return RunError(f"{from_system(error, folder)}; the result could not be written")
         self.blueprint.tracker.finish(result)
         if result["status"] != "failed":  # tried again, such a run goes on from where it was
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
@@ -175,7 +172,7 @@ class _Place:
 def _unexpected(error: Exception, folder: Path) -> RunError:
     """A traceback in the run folder, and one line that points at it."""
     if isinstance(error, OSError):
-        return RunError(f"{error.filename or folder}: {error.strerror or error}")
+        return from_system(error, folder)
     text = "".join(traceback.format_exception(error))
     with contextlib.suppress(OSError):
         (folder / "error.log").write_text(text)

@@ -21,6 +21,15 @@ class Interrupted(RunError):
     """The run was asked to stop; a checkpoint was written and the same command continues it."""
 
 
+FINAL: dict[str, type[RunError]] = {"diverged": Diverged, "pruned": Pruned}
+"""How a run may end, other than finished, so that another session need not try again."""
+
+
+def status_of(error: Exception) -> str:
+    """The status of a job that `error` ended."""
+    return next((name for name, kind in FINAL.items() if isinstance(error, kind)), "failed")
+
+
 class Standing(NamedTuple):
     """Of N members, M of which are still in the state (those that ended leave it when half of them have).
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jdistill.checkpoint import first_line
-from jdistill.errors import RunError, UsageError
+from jdistill.errors import RunError, UsageError, from_system
 from jdistill.run import run_jobs
 from jdistill.standing import Interrupted, Pruned
 from jdistill.sweep.plan import unit_of
@@ -53,7 +53,7 @@ def run_unit(
     except (UsageError, RunError) as error:
         return [error for _ in unit.jobs]
     except OSError as error:
-        return [_told(error, unit.folder) for _ in unit.jobs]
+        return [from_system(error, unit.folder) for _ in unit.jobs]
     except Exception as error:
         shutil.rmtree(unit.folder, ignore_errors=True)  # its checkpoints would not fit the records that now begin anew
         if not _out_of_memory(error) or len(unit.jobs) < 3:
@@ -74,10 +74,6 @@ def unwritable(folder: Path) -> RunError | None:
         return RunError(f"{folder} cannot be written to ({error.strerror or error})")
 
 
-def _told(error: OSError, folder: Path) -> RunError:
-    return RunError(f"{error.filename or folder}: {error.strerror or error}")
-
-
 def _one_by_one(jobs: Sequence[Job], fail_fast: bool, given: dict[str, Any]) -> list[Outcome]:
     outcomes: list[Outcome] = []
     for job in jobs:
@@ -87,7 +83,7 @@ def _one_by_one(jobs: Sequence[Job], fail_fast: bool, given: dict[str, Any]) -> 
         try:
             outcomes += run_jobs((job,), **given)
         except OSError as error:
-            outcomes.append(_told(error, job.folder))
+            outcomes.append(from_system(error, job.folder))
         except Exception as error:
             outcomes.append(error)
     return outcomes

@@ -14,8 +14,9 @@ from hydra.core.utils import JobReturn, setup_globals
 from omegaconf import OmegaConf
 
 from jdistill.checkpoint import first_line, write_json
-from jdistill.errors import RunError, UsageError
-from jdistill.standing import Diverged, Interrupted, Pruned
+from jdistill.errors import RunError, UsageError, from_system
+from jdistill.progress import many
+from jdistill.standing import Interrupted, status_of
 from jdistill.sweep.book import JobBook, claim
 from jdistill.sweep.compose import Composed, Composer
 from jdistill.sweep.display import Display
@@ -128,7 +129,7 @@ class _Batch:
         settings = self.launcher.settings
         units = plan_units([job for job, _ in todo], [b for _, b in todo], self.folder, settings)
         self._write_units(units, {job.number: blueprint for job, blueprint in todo})
-        print(f"{_many(len(self.composed), 'job')} in {self.folder}", file=sys.stderr)
+        print(f"{many(len(self.composed), 'job')} in {self.folder}", file=sys.stderr)
         waiting = sum(len(self.twins[job.folder]) for job, _ in todo)
         with Display(units, self.book.total, self.book.total - waiting) as self.display:
             for number, outcome in sorted(known.items()):
@@ -181,7 +182,7 @@ class _Batch:
                 self.returns[number] = self.replay(c, outcome)
             except OSError as error:  # a full disk: the job's own result may be there, the sweep goes on
                 if not isinstance(outcome, Exception):  # else that says more of the job
-                    outcome = RunError(f"{error.filename or c.job.folder}: {error.strerror or error}")
+                    outcome = from_system(error, c.job.folder)
                 self.returns[number] = _failure(outcome)
             self.launcher.results[number] = None if isinstance(outcome, Exception) else outcome
             status, text = _status(outcome)
@@ -202,8 +203,7 @@ def _status(outcome: Outcome) -> tuple[str, str]:
     """A job's status, and one line for it."""
     if not isinstance(outcome, Exception):
         return "finished", describe(outcome)
-    kinds = {"diverged": Diverged, "pruned": Pruned}
-    return next((name for name, kind in kinds.items() if isinstance(outcome, kind)), "failed"), first_line(outcome)
+    return status_of(outcome), first_line(outcome)
 
 
 def check_all(jobs: Sequence[Job]) -> list[Any]:
@@ -225,10 +225,6 @@ def check_all(jobs: Sequence[Job]) -> list[Any]:
     return blueprints
 
 
-def _many(count: int, thing: str) -> str:
-    return f"{count} {thing}{'' if count == 1 else 's'}"
-
-
 def _numbers(numbers: list[int]) -> str:
     shown = ", ".join(str(n) for n in numbers[:5]) + (", ..." if len(numbers) > 5 else "")
     return f"job{'s' if len(numbers) > 1 else ''} {shown}"
@@ -242,11 +238,11 @@ def show_plan(jobs: Sequence[Job], blueprints: Sequence[Any], launcher: Any) -> 
     for i, blueprint in enumerate(blueprints):
         groups.setdefault(blueprint.population(), []).append(i)
     folder = launcher.config.hydra.sweep.dir
-    print(f"{_many(len(jobs), 'job')} in {_many(len(groups), 'group')}; sweep folder {folder}")
+    print(f"{many(len(jobs), 'job')} in {many(len(groups), 'group')}; sweep folder {folder}")
     for number, members in enumerate(groups.values()):
         width, reason = width_of(blueprints[members[0]], len(members), launcher.settings)
         how = f"{width} at a time in one program" if width > 1 else "one after another"
-        print(f"group {number}: {_many(len(members), 'job')}, {how} ({reason})")
+        print(f"group {number}: {many(len(members), 'job')}, {how} ({reason})")
         for i in members:
             print(f"  {jobs[i].number:4d}  {jobs[i].folder.name}  {' '.join(jobs[i].overrides)}")
 

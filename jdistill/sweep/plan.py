@@ -19,6 +19,7 @@ import numpy as np
 from jdistill.blueprint import Blueprint
 from jdistill.checkpoint import write_json
 from jdistill.config import digest
+from jdistill.environment import cores
 from jdistill.sweep.units import Job, Settings, Unit
 from jdistill.train import has_convolution
 from jdistill.training import is_resident
@@ -134,7 +135,7 @@ def workers_of(settings: Settings) -> int:
         return settings.workers
     if (settings.platform or jax.default_backend()) != "cpu":
         return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores()
 
 
 def _fitting(blueprint: Blueprint, state: int) -> int:

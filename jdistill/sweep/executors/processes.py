@@ -13,6 +13,7 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
+from jdistill.environment import cores
 from jdistill.errors import UsageError
 from jdistill.sweep.executors.dispatch import Done, Progress, dispatch
 from jdistill.sweep.units import Judge, Outcome, Unit
@@ -149,9 +150,8 @@ def shares_of_machine(workers: int, gpus: list[str], units: int) -> list[dict[st
     XLA takes the number of its threads from PJRT_NPROC, measured with jax 0.10.2; OMP_NUM_THREADS and
     `--xla_cpu_multi_thread_eigen=false` have no effect there.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = min(units, workers or len(gpus) or cores)
-    threads = {"PJRT_NPROC": str(max(1, cores // count))}
+    count = min(units, workers or len(gpus) or cores())
+    threads = {"PJRT_NPROC": str(max(1, cores() // count))}
     if not gpus:
         return [threads] * count
     return [{**threads, "CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} for i in range(count)]
