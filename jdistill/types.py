@@ -6,22 +6,32 @@ from typing import Any, NamedTuple
 from jax import Array
 
 from jdistill.errors import UsageError
-
-Batch = dict[str, Array]
-"""`inputs` [B, ...] float32 (preprocessed), `label` [B] int32, `index` [B] int32 (row in the training set)."""
+from jdistill.sampling import Known
 
 PyTree = Any
+
+Batch = dict[str, Any]
+"""`inputs` [B, ...] float32 (preprocessed), `label` [B] int32, `index` [B] int32 (row in the training set).
+
+Requests to a recommender have as `inputs` a dict:
+`user` [B] int32; `history` [S, L] int32, the items a user met, the oldest first, filled on the left with the number of
+items, with B = S, or B = S L where each position asks with what was met up to it (row s L + p); `items` [B, K] int32, the
+candidates of each row, or [C] int32, candidates that all rows share, or absent: the whole catalogue. `label` is then
+0, the column of the positive among the task's candidates.
+"""
 
 
 class Outputs(NamedTuple):
     """What a network gives for a batch.
 
     Attributes:
-      logits: [B, K] float: K classes or K candidate items; K = 1 for a yes/no label (the logit of "yes").
+      logits: [B, K] float: K classes or K candidate items ([B, C] or [B, items] where a request names no candidates of
+        its own); K = 1 for a yes/no label (the logit of "yes").
       features: name -> [B, ...]: every named activation. Under jit those that nothing reads cost nothing.
         Networks of stages name them `stage1`, `stage2`, ... (after the activation) and `stage1_pre`, ... (before it);
         images are [B, H, W, C]. `embedding` [B, D] is what the last linear layer reads. Networks whose stages end
-        without an activation say in their docstring what they hand on.
+        without an activation say in their docstring what they hand on. Recommenders give `user` [B, D] (also as
+        `embedding`) and `item` [B, K, D] (or [C, D], [items, D]), what the candidates' scores are computed from.
     """
 
     logits: Array
@@ -76,6 +86,7 @@ class Context(NamedTuple):
       student_network, teacher_network: the networks themselves; the teacher's is None where there is only a table of
         its outputs (a loss that calls it declares `calls_networks`).
       initial: outputs of the student as it was initialised, for a loss that declares `reads_initial`; else None.
+      known: what the data and the term's teacher tell of users and items; None where the batch has no requests.
     """
 
     student: Outputs
@@ -85,3 +96,4 @@ class Context(NamedTuple):
     student_network: Network
     teacher_network: Network | None = None
     initial: Outputs | None = None
+    known: Known | None = None

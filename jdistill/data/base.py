@@ -10,8 +10,45 @@ from jdistill.data.augment import Augment
 from jdistill.errors import UsageError
 
 Split = dict[str, np.ndarray]
-"""`inputs` [N, ...] (uint8 images [N, H, W, C] or float32 [N, D]), `label` [N] int32 and `index` [N] int32: the row in
-the publisher's training (or test) file. Sets published as one file have one numbering for all their splits."""
+"""Arrays of one length. `inputs` [N, ...] (uint8 images [N, H, W, C] or float32 [N, D]), `label` [N] int32 and `index` [N] int32: the row in
+the publisher's training (or test) file. Sets published as one file have one numbering for all their splits.
+
+Interactions: in training `inputs` [N, 2] int32 (user, item) and `label` [N] float32 (the rating or count); in the others
+`inputs` [M, 1 + L] int32 (user, then the last L items met before, the oldest first, filled on the left with the number of
+items) and `label` [M, R] int32 (the items that followed, filled with -1), and `candidates` [M, C] int32 where only those
+and the first relevant item are ranked.
+Lists (queries): `inputs` [Q, K, D] float32, `grades` [Q, K] int32 (-1 where a list is filled up), `label` [Q] int32 the
+place of the best."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Schema:
+    """What the columns and numbers of the inputs mean.
+
+    Attributes:
+      users, items: of interactions; 0 for other data.
+      history: L, the number of items met before that a request brings along.
+      fields: of tables, for each column the number of its categories, 0 for a number; () where all are numbers.
+    """
+
+    users: int = 0
+    items: int = 0
+    history: int = 0
+    fields: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Side:
+    """What is known beside the rows, for networks that read it: hashed by identity.
+
+    Attributes:
+      edges: [N, 2] int32, the training pairs (user, item), each once.
+      user_features, item_features: [users, F], [items, F] float32, or None.
+    """
+
+    edges: np.ndarray
+    user_features: np.ndarray | None = None
+    item_features: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +88,11 @@ class Dataset:
       mean, std, scale: see `Preprocess`.
       augment: on raw inputs, or None for none.
       checksums: file name -> SHA-256 of the bytes read, or `"generated"`.
+      schema: what the columns mean.
+      privileged: columns that only a teacher may read.
+      side: what is known beside the rows, or None.
+      tables: arrays that training batches are drawn with: of interactions `sequence` [users, L + 1] int32, the last items
+        of each user in training, the oldest first, filled on the left with the number of items.
     """
 
     name: str
@@ -63,6 +105,10 @@ class Dataset:
     scale: float
     augment: Augment | None
     checksums: dict[str, str]
+    schema: Schema = Schema()
+    privileged: tuple[int, ...] = ()
+    side: Side | None = None
+    tables: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
     def preprocess(self) -> Preprocess:

@@ -8,6 +8,7 @@ from jax import Array
 from jdistill import schedules  # noqa: F401 (its options: a schedule may stand for a number)
 from jdistill.errors import UsageError
 from jdistill.registry import register
+from jdistill.sampling import Known
 from jdistill.types import Batch, Context, Model, Outputs, PyTree
 
 L = TypeVar("L", bound=Callable[..., Any])
@@ -33,6 +34,7 @@ class Loss:
       zero_at_teacher: whether the value is 0 where the student's outputs are the teacher's.
       calls_networks: whether `evaluate` calls `context.teacher_network`; a table of outputs is then not enough.
       reads_initial: whether `evaluate` reads `context.initial`.
+      reads_requests: whether it needs a batch of requests to a recommender (users and candidate items).
     """
 
     needs_teacher: ClassVar[bool] = True
@@ -40,6 +42,7 @@ class Loss:
     zero_at_teacher: ClassVar[bool] = True
     calls_networks: ClassVar[bool] = False
     reads_initial: ClassVar[bool] = False
+    reads_requests: ClassVar[bool] = False
 
     def init(self, key: Array, student: Outputs, teacher: Outputs | None) -> PyTree:
         """Parameters the loss trains together with the student (a regressor); `{}` for most.
@@ -67,6 +70,23 @@ class Loss:
     def evaluate(self, params: PyTree, state: PyTree, context: Context) -> tuple[Array, PyTree]:
         """Values [B] and the next state."""
         return self(params, context.student, context.teacher, context.batch), state
+
+    @property
+    def drawn(self) -> int:
+        """How many candidate items a row of the batch gets for this loss alone; its `logits` [B, drawn] are theirs.
+
+        0 for most: the loss then reads the candidates of the task, [B, K], of which the first is the positive.
+        """
+        return 0
+
+    @property
+    def ranking(self) -> tuple[int, int]:
+        """How many items of each user, and users of each item, the teacher must have ranked for `draw` and `evaluate`."""
+        return 0, 0
+
+    def draw(self, key: Array, known: Known, user: Array) -> Array:
+        """The items [B, drawn] int32 for `user` [B] int32."""
+        raise NotImplementedError
 
     def adapt(self, student: Model, teacher: Model | None) -> Model:
         """The network that is trained and deployed: the student, unless the loss builds something of the two (SimKD).
