@@ -1,6 +1,6 @@
 """Drawing items for users on device: uniformly among those a user has not met, or from a teacher's ranking of them."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,8 @@ class Lists(NamedTuple):
       values: [N] int32.
     """
 
-    start: Array
-    values: Array
+    start: Any
+    values: Any
 
 
 class Ranking(NamedTuple):

@@ -10,8 +10,8 @@ from jdistill.data.augment import Augment
 from jdistill.errors import UsageError
 
 Split = dict[str, np.ndarray]
-"""Arrays of one length. `inputs` [N, ...] (uint8 images [N, H, W, C] or float32 [N, D]), `label` [N] int32 and `index` [N] int32: the row in
-the publisher's training (or test) file. Sets published as one file have one numbering for all their splits.
+"""Arrays of one length. `inputs` [N, ...] (uint8 images [N, H, W, C] or float32 [N, D]), `label` [N] int32 and `index` [N]
+int32: the row in the publisher's training (or test) file. Sets published as one file have one numbering for all splits.
 
 Interactions: in training `inputs` [N, 2] int32 (user, item) and `label` [N] float32 (the rating or count); in the others
 `inputs` [M, 1 + L] int32 (user, then the last L items met before, the oldest first, filled on the left with the number of

@@ -9,35 +9,24 @@ import numpy as np
 
 from jdistill.data.augment import Augment
 from jdistill.data.base import Dataset
-from jdistill.data.download import download, extract, locked
 from jdistill.data.files import File, data_root, read, read_cifar, read_idx
+from jdistill.data.source import Source, locate
 from jdistill.data.splits import Selection, as_split
-from jdistill.errors import UsageError
 from jdistill.registry import register
 
 
-@dataclasses.dataclass(frozen=True)
-class Published:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Published(Source):
     """What is known about a published set of images.
 
     Attributes:
-      name: the option's name.
-      folders: below the data root, the first that has any of the files is read; downloads go to the first.
-      addresses: folders of the publisher, then of a mirror.
-      sha256: file name -> SHA-256, of every file read.
       train, test: file names in order.
       rows: numbers of training and test examples.
       classes: the number of classes.
       reader: (files, rows) -> images uint8 [rows, H, W, C], labels [rows].
       mean, std: per channel, of pixels in [0, 1], over the training images.
-      archive: for sets published as one .tar.gz its name, else None; its members lie in `folders[0]`.
-      archive_md5: its MD5, the only checksum its publisher gives.
     """
 
-    name: str
-    folders: tuple[str, ...]
-    addresses: tuple[str, ...]
-    sha256: dict[str, str]
     train: tuple[str, ...]
     test: tuple[str, ...]
     rows: tuple[int, int]
@@ -45,52 +34,6 @@ class Published:
     reader: Callable[[list[File], int], tuple[np.ndarray, np.ndarray]]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    archive: str | None = None
-    archive_md5: str = ""
-
-
-def locate(source: Published, root: Path, *, allow_download: bool) -> Path:
-    """The folder with all files of a set, after downloading or extracting those that are missing.
-
-    An archive that lies in `root` is extracted; one that had to be downloaded is removed afterwards.
-
-    Raises:
-      UsageError: a file is missing and may not or cannot be downloaded.
-    """
-    folder, missing = _missing(source, root)
-    brought = source.archive is not None and (root / source.archive).is_file()
-    if missing and not brought and not allow_download:
-        name, place = (source.archive, root) if source.archive else (missing[0], folder)
-        raise UsageError(
-            f"{folder / missing[0]} is missing; put {source.addresses[0]}/{name} into {place}, set JDISTILL_DATA to a "
-            f"folder that has {source.folders[0]}, or set data.download=true"
-        )
-    if missing:
-        with locked(root / f".{source.name}.lock"):
-            folder, missing = _missing(source, root)  # another process may have brought them meanwhile
-            if source.archive is None:
-                for name in missing:
-                    _download(source, name, folder / name, f"sha256:{source.sha256[name]}")
-            elif missing:
-                _extract(source, root / source.archive, folder, missing, keep=brought)
-    return folder
-
-
-def _missing(source: Published, root: Path) -> tuple[Path, list[str]]:
-    found = [root / f for f in source.folders if any((root / f / name).is_file() for name in source.sha256)]
-    folder = found[0] if found else root / source.folders[0]
-    return folder, [name for name in source.sha256 if not (folder / name).is_file()]
-
-
-def _extract(source: Published, archive: Path, folder: Path, missing: list[str], *, keep: bool) -> None:
-    _download(source, archive.name, archive, f"md5:{source.archive_md5}")
-    extract(archive, {f"{source.folders[0]}/{name}": folder / name for name in missing}, source.sha256)
-    if not keep:
-        archive.unlink()
-
-
-def _download(source: Published, name: str, path: Path, checksum: str) -> None:
-    download([f"{address}/{name}" for address in source.addresses], path, checksum)
 
 
 def load(source: Published, folder: Path, *, verify: bool) -> tuple[list[tuple[np.ndarray, np.ndarray]], dict[str, str]]:
