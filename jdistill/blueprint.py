@@ -21,12 +21,14 @@ from jdistill.networks import Frozen, frozen_networks, network, optimizer, train
 from jdistill.optim import Optimizer
 from jdistill.parallel import Layout
 from jdistill.pytrees import Carried, as_leaves, require_nonnegative, structure_key
+from jdistill.ranking import met_in_training
 from jdistill.records import Tracker
 from jdistill.registry import build, number
+from jdistill.sampling import Lists, Ranking
 from jdistill.schemes import Scheme, Setting
 from jdistill.schemes.base import preparing
-from jdistill.stages import abstract, enter_stage, features_read, init_state, leave_stage
-from jdistill.tasks.classification import Classification, hits
+from jdistill.stages import abstract, enter_stage, features_read, init_state, leave_stage, prepared
+from jdistill.tasks import Task
 from jdistill.teachers.given import given_logits
 from jdistill.teachers.targets import Live, Lookup, Target
 from jdistill.train import Learner, Parts
@@ -39,7 +41,7 @@ class Blueprint:
 
     config: dict[str, Any]
     dataset: Dataset
-    task: Classification
+    task: Task
     outputs: int
     student: Model
     teachers: dict[str, Frozen]
@@ -55,8 +57,8 @@ class Blueprint:
 
     @property
     def inputs(self) -> Any:
-        """Shape and dtype of two preprocessed examples."""
-        return jax.eval_shape(self.dataset.preprocess, sample_of(self.dataset.train)["inputs"])
+        """Shape and dtype of the inputs that networks are given for two rows of the training set."""
+        return prepared(self.parts({}), sample_of(self.arrays()))["inputs"]
 
     @property
     def setting(self) -> Setting:
@@ -64,8 +66,17 @@ class Blueprint:
         name = self.config["loss"]["name"]
         teacher = "teacher" if self.loss.needs_teacher else None
         return Setting(
-            task=Term(name="cross_entropy", loss=self.task.loss(), weight=self.task.weight),
-            distil=None if name == "none" else Term(name=name, teacher=teacher, loss=self.loss, weight=self.weight),
+            task=labels(self.task, self.task.weight),
+            distil=None
+            if name == "none"
+            else Term(
+                name=name,
+                teacher=teacher,
+                loss=self.loss,
+                weight=self.weight,
+                where=self.task.where,
+                reduction=self.task.reduction,
+            ),
             optim=self.optim,
             classes=self.dataset.classes,
             student=abstract(self.student, self.inputs),
@@ -97,12 +108,21 @@ class Blueprint:
         learners = (Learner("student", self.student), *self.learners)
         preprocess, augment, parallel = self.dataset.preprocess, self.dataset.augment, self.parallel
         frozen = tuple(targets.items())
-        return Parts(learners, frozen, preprocess, augment, hits, parallel.precision, parallel.microbatches)
+        return Parts(
+            learners, frozen, preprocess, augment, self.task.observe, parallel.precision, parallel.microbatches,
+            sampler=self.task.sampler(self.dataset),
+        )  # fmt: skip
 
     def arrays(self) -> dict[str, Any]:
         """The arrays [N, ...] that batches are taken from: inputs, labels, and what the scheme adds."""
-        train = self.dataset.train
-        return {"inputs": train["inputs"], "label": train["label"], **self.scheme.arrays(train["label"])}
+        rows = self.task.rows(self.dataset)
+        return {**rows, **self.scheme.arrays(rows["label"])}
+
+    def depth(self) -> tuple[int, int]:
+        """How many items of each user and users of each item the losses want the teachers to rank."""
+        schema = self.dataset.schema
+        wanted = [term.loss.ranking for stage in self.method().stages for term in stage.terms]
+        return tuple(min(most, max((w[i] for w in wanted), default=0)) for i, most in enumerate((schema.items, schema.users)))  # type: ignore[return-value]
 
     def group(self) -> tuple[Any, ...]:
         """Runs with equal groups run in one compiled program."""
@@ -123,6 +143,11 @@ class Blueprint:
         epochs = tuple(int(stage.optim.epochs) for stage in self.method().stages)
         arrays = {k: v.tobytes() for k, v in self.scheme.arrays(self.dataset.train["label"]).items()}
         return self.group(), epochs, json.dumps({**same, **every}, sort_keys=True), tuple(sorted(arrays.items()))
+
+
+def labels(task: Task, weight: Any = 1.0) -> Term:
+    """The term of a task's loss on the labels."""
+    return Term(name=task.term, loss=task.loss(), weight=weight, where=task.where, reduction=task.reduction)
 
 
 @functools.lru_cache(maxsize=8)
@@ -147,10 +172,7 @@ def read(config: dict[str, Any]) -> Blueprint:
     weight = number("loss.weight", config["loss"].get("weight", 1.0))
     require_nonnegative(**{"loss.weight": weight})
     dataset = load_dataset(config)
-    try:
-        outputs = task.width(dataset.classes)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    outputs = task.width(dataset)
     optim = optimizer("optim", config["optim"])
     try:
         policy = CheckpointPolicy(**config["checkpoint"])
@@ -159,7 +181,7 @@ def read(config: dict[str, Any]) -> Blueprint:
     scheme = configs.option("scheme", config)
     teachers = frozen_networks(config, loss, scheme, outputs, dataset)
     only = next(iter(teachers.values())).model if len(teachers) == 1 and not scheme.trained() else None
-    student = loss.adapt(network("student", config["student"], outputs), only)
+    student = loss.adapt(network("student", config["student"], outputs, dataset), only)
     blueprint = Blueprint(
         config=config,
         dataset=dataset,
@@ -167,7 +189,7 @@ def read(config: dict[str, Any]) -> Blueprint:
         outputs=outputs,
         student=student,
         teachers=teachers,
-        learners=trained_networks(config, scheme, outputs),
+        learners=trained_networks(config, scheme, outputs, dataset),
         loss=loss,
         weight=weight,
         scheme=scheme,
@@ -188,10 +210,14 @@ def check(blueprint: Blueprint) -> None:
     dataset = blueprint.dataset
     distributed.require_joined(blueprint.parallel.distributed)
     blueprint.parallel.check_batch(blueprint.optim.batch_size)
+    if blueprint.task.reduction == "sum" and blueprint.parallel.microbatches > 1:
+        raise UsageError("parallel.microbatches takes means over parts of a batch; task.reduction=sum needs microbatches=1")
     if blueprint.config["report"] == "best_val" and not len(dataset.validation["label"]):
         raise UsageError("report=best_val needs validation data, got data.validation=0; set data.validation=0.1 or report=last")
     for frozen in blueprint.teachers.values():
         if frozen.model is None:
+            if dataset.schema.items:
+                raise UsageError("teacher=logits holds logits of rows; requests to a recommender differ in every step")
             given_logits(configs.option("teacher", frozen.config), dataset, blueprint.outputs)
     features_wanted(blueprint)
 
@@ -214,7 +240,7 @@ def features_wanted(blueprint: Blueprint) -> dict[str, frozenset[str]]:
 def _checked(carried: Carried, group: tuple[Any, ...]) -> dict[str, frozenset[str]]:
     del group
     blueprint = carried.value
-    label = blueprint.dataset.train["label"]
+    label = blueprint.arrays()["label"]
     for stage in blueprint.method().stages:
         steps_per_epoch(stage, len(label) if stage.rows is None else len(stage.rows.select(label)))
     try:
@@ -227,7 +253,7 @@ def _checked(carried: Carried, group: tuple[Any, ...]) -> dict[str, frozenset[st
 def _trace(blueprint: Blueprint) -> dict[str, frozenset[str]]:
     """Traces every stage on shapes; the features that each frozen network must give."""
     sample, key = sample_of(blueprint.arrays()), jax.random.key(0)
-    label: Any = blueprint.dataset.train["label"]
+    label: Any = blueprint.arrays()["label"]
     targets, frozen = abstract_targets(blueprint)
     parts = blueprint.parts(targets)
     state = jax.eval_shape(lambda: init_state(parts, key, sample))
@@ -246,11 +272,30 @@ def _trace(blueprint: Blueprint) -> dict[str, frozenset[str]]:
     return {name: frozenset(read) for name, read in names.items()}
 
 
+def _abstract_tables(blueprint: Blueprint) -> dict[str, Any]:
+    """The tables that losses draw from, with rankings of the depth they want."""
+    tables, (depth, users) = blueprint.task.tables(blueprint.dataset), blueprint.depth()
+    schema = blueprint.dataset.schema
+
+    def ints(*shape: int) -> Any:
+        return jax.ShapeDtypeStruct(shape, np.int32)
+
+    if depth or users:
+        length = len(met_in_training(blueprint.dataset).values) + schema.users * depth
+        scores = jax.ShapeDtypeStruct((schema.users, depth), np.float32)
+        excluded = Lists(ints(schema.users + 1), ints(length))
+        ranking = Ranking(ints(schema.users, depth), scores, excluded, ints(schema.items, users) if users else None)
+        tables = {**tables, "rankings": dict.fromkeys(blueprint.teachers, ranking)}
+    return tables
+
+
 def abstract_targets(blueprint: Blueprint) -> tuple[dict[str, Target], dict[str, Any]]:
     """The frozen networks as targets, and their arrays as shapes."""
     targets: dict[str, Target] = {}
     arrays: dict[str, Any] = {}
     rows, inputs = len(blueprint.dataset.train["label"]), blueprint.inputs
+    if blueprint.task.sampler(blueprint.dataset) is not None:
+        arrays["tables"] = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), _abstract_tables(blueprint))
     for name, frozen in blueprint.teachers.items():
         if frozen.model is None:  # precomputed logits
             targets[name] = Lookup()

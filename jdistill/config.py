@@ -93,6 +93,7 @@ WITHOUT_NETWORK: dict[str, tuple[Any, Any]] = {
     "checkpoint": (str | None, None),
     "seed": (int, 0),
     "data": (Any, None),
+    "task": (Any, None),
 }
 
 
@@ -245,10 +246,25 @@ def teaching(config: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(changes, dict):
         raise UsageError(f"teacher.data must be changes to data such as {{augment: [crop]}}, got {changes!r}")
     check_keys("teacher.data", changes, config["data"])
-    return {**config, "data": config["data"] | changes}
+    return {**config, "data": config["data"] | changes, "task": _teaching_task(config)}
+
+
+def _teaching_task(config: dict[str, Any]) -> dict[str, Any]:
+    changes = config["teacher"].get("task") or {}
+    if not isinstance(changes, dict):
+        raise UsageError(f"teacher.task must be changes to task such as {{name: next_item}}, got {changes!r}")
+    name = changes.get("name", config["task"]["name"])
+    if name not in options("task"):
+        raise unknown("task", str(name), options("task"))
+    fields = options("task")[name].fields
+    check_keys("teacher.task", changes, {"name", *fields})
+    same = {key: value for key, value in config["task"].items() if key in fields}
+    own = same if name == config["task"]["name"] else {k: v for k, v in same.items() if k in ("cutoffs", "select", "groups")}
+    defaults = {key: list(v) if isinstance(v, tuple) else v for key, (_, v) in fields.items()}
+    return {"name": name} | defaults | own | changes
 
 
 def teacher_fingerprint(config: dict[str, Any]) -> str:
     """The identity of a teacher: its network, its own recipe and seed, the data and the meaning of the labels."""
-    own = without(teaching(config), (*OPERATIONAL, "teacher.checkpoint", "teacher.data", "task.weight"))
+    own = without(teaching(config), (*OPERATIONAL, "teacher.checkpoint", "teacher.data", "teacher.task", "task.weight"))
     return digest({"format": FORMAT, **{group: own[group] for group in ("teacher", "data", "task")}})

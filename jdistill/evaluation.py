@@ -14,9 +14,10 @@ from jdistill.compress.artifact import count_nonzero, read_artifact, restore_str
 from jdistill.fitting import Fitted
 from jdistill.machine import MACHINE
 from jdistill.measure import latency
-from jdistill.tasks.classification import as_two, log_probabilities, metrics
+from jdistill.tasks import Task
+from jdistill.tasks.base import Answer
+from jdistill.tasks.classification import as_two
 from jdistill.teachers.store import Teacher
-from jdistill.train import predict
 from jdistill.types import PyTree
 
 
@@ -27,19 +28,15 @@ class Deployed(NamedTuple):
     variables: tuple[PyTree, PyTree]
 
 
-def answers(teachers: dict[str, Teacher]) -> np.ndarray | None:
-    """Logits [N, K] of the teacher on the test split; of several, the logarithm of their mean probabilities."""
-    known = [teacher.test_logits for teacher in teachers.values() if teacher.test_logits is not None]
-    if len(known) < 2:
-        return known[0] if known else None
-    log_p = np.stack([log_probabilities(logits) for logits in known])
-    mean = np.logaddexp.reduce(log_p, axis=0) - np.log(len(known))
-    return mean if known[0].shape[1] > 1 else mean[:, 1:] - mean[:, :1]
+def answers(task: Task, teachers: dict[str, Teacher]) -> Answer | None:
+    """What the teachers say about the test split."""
+    known = [teacher.answer for teacher in teachers.values() if teacher.answer is not None]
+    return task.combine(known) if known else None
 
 
-def deploy(blueprint: Blueprint, fitted: Fitted, reference: np.ndarray | None, folder: Path) -> Deployed:
+def deploy(blueprint: Blueprint, fitted: Fitted, reference: Answer | None, folder: Path) -> Deployed:
     """Writes the artifact, reads it back, and measures what was read."""
-    dataset, model, config = blueprint.dataset, blueprint.student, blueprint.config
+    dataset, model, config, task = blueprint.dataset, blueprint.student, blueprint.config, blueprint.task
     params, state = fitted.variables
     done = len(fitted.state.compressor_state)
     for compressor in blueprint.compressors[done:]:
@@ -47,30 +44,25 @@ def deploy(blueprint: Blueprint, fitted: Fitted, reference: np.ndarray | None, f
     path = folder / "artifact.safetensors"
     about = {
         "student": config["student"], "outputs": blueprint.outputs,
-        "input_shape": list(dataset.train["inputs"].shape[1:]),
+        "input_shape": dataset.input_shape,
         "preprocess": {"mean": list(dataset.mean), "std": list(dataset.std), "scale": dataset.scale},
     }  # fmt: skip
     size = write_artifact(path, blueprint.compressors, params, state, about)
     variables = _reload(path, fitted.variables)
     parameters, nonzero = count_nonzero(variables[0])
 
-    logits = predict(model, dataset.preprocess, variables, dataset.test["inputs"])
-    results = {"train": fitted.train_metrics, "test": metrics(logits, dataset.test["label"], reference)}
-    label = dataset.test["label"]
+    answer = task.answer(model, dataset, variables, "test")
+    results = {"train": fitted.train_metrics, "test": task.metrics(answer, dataset, "test", reference)}
     for name, classes in blueprint.scheme.groups(dataset.classes).items():
-        rows = np.isin(label, classes)
-        answers, known = as_two(logits)[rows], label[rows]
-        within = np.asarray(classes)[answers[:, classes].argmax(-1)]
-        results["test"] |= {
-            f"accuracy_{name}": float((answers.argmax(-1) == known).mean()),
-            f"accuracy_within_{name}": float((within == known).mean()),
-        }
-    arrays = {"ids": dataset.test["index"], "label": label, "logits": logits}
-    arrays |= {"teacher_logits": reference} if reference is not None else {}
+        results["test"] |= _of_group(name, classes, answer, dataset.test["label"])
+    arrays = {"ids": dataset.test["index"], "label": dataset.test["label"], **task.arrays(answer)}
+    if reference is not None:
+        arrays |= {f"teacher_{name}": array for name, array in task.arrays(reference).items()}
     if len(dataset.validation["label"]):
-        validation = predict(model, dataset.preprocess, variables, dataset.validation["inputs"])
-        results["validation"] = metrics(validation, dataset.validation["label"])
-        arrays |= {"validation_label": dataset.validation["label"], "validation_logits": validation}
+        validation = task.answer(model, dataset, variables, "validation")
+        results["validation"] = task.metrics(validation, dataset, "validation")
+        arrays |= {f"validation_{name}": array for name, array in task.arrays(validation).items()}
+        arrays["validation_label"] = dataset.validation["label"]
     if config["evaluate"]["predictions"]:
         np.savez(folder / "predictions.npz", **arrays)  # type: ignore[arg-type]
     measured = {
@@ -78,6 +70,17 @@ def deploy(blueprint: Blueprint, fitted: Fitted, reference: np.ndarray | None, f
         "size": {"parameters": parameters, "nonzero": nonzero, "bytes": size, "sha256": _sha256(path)},
     }
     return Deployed(measured, variables)
+
+
+def _of_group(name: str, classes: Sequence[int], logits: np.ndarray, label: np.ndarray) -> dict[str, float]:
+    """Accuracy on the examples of some classes: among all classes, and among those alone."""
+    rows = np.isin(label, classes)
+    found, known = as_two(logits)[rows], label[rows]
+    within = np.asarray(classes)[found[:, classes].argmax(-1)]
+    return {
+        f"accuracy_{name}": float((found.argmax(-1) == known).mean()),
+        f"accuracy_within_{name}": float((within == known).mean()),
+    }
 
 
 def latencies(blueprint: Blueprint, deployed: Sequence[Deployed]) -> list[dict[str, Any]]:

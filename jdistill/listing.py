@@ -84,11 +84,13 @@ def _teachers(cache: str) -> Iterable[Row]:
     from jdistill.teachers.saved import list_teachers
 
     for manifest in list_teachers(cache_folder(cache)):
-        accuracy = manifest["metrics"]["test"]["accuracy"]
+        primary = manifest.get("primary", "accuracy")
+        reached = manifest["metrics"]["test"][primary]
+        shown = f"{reached:.2%}" if primary == "accuracy" else f"{reached:.4f}"
         recipe = manifest["config"]["teacher"]["optim"]
         yield (
             f"{manifest['config']['teacher']['name']}-{manifest['hash']}",
-            f"{manifest['data']['name']}, test accuracy {accuracy:.2%}, {manifest['parameters']:,} parameters,"
+            f"{manifest['data']['name']}, test {primary} {shown}, {manifest['parameters']:,} parameters,"
             f" {recipe['name']} lr {recipe['lr']:g} {recipe['epochs']} epochs, sha256 {manifest['checksum'][:12]},"
             f" {manifest['folder']}",
         )

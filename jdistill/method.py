@@ -49,6 +49,7 @@ class Term:
       weight: factor in the objective, >= 0, or a schedule. A term of weight 0 is still computed; leave it out instead.
       where: name of a boolean array of the batch: the mean is over the examples where it is true; None takes all.
       gate: a weight for each example, or None.
+      reduction: "mean" of the values over the batch, or their "sum".
     """
 
     name: str = static()
@@ -58,17 +59,20 @@ class Term:
     weight: Any = 1.0
     where: str | None = static(default=None)
     gate: Gate | None = None
+    reduction: str = static(default="mean")
 
     def __post_init__(self) -> None:
         require_nonnegative(weight=self.weight)
 
     def mean(self, values: Array, known: dict[str, Outputs], batch: Batch) -> Array:
-        """What the loss's values [B] come to, without the weight: [] float."""
+        """What the loss's values [B] come to, reduced, without the weight: [] float."""
         if self.gate is not None:
             values = values * self.gate(known, self.teacher or "", batch)
-        if self.where is None:
+        counted = None if self.where is None else batch[self.where]
+        if self.reduction == "sum":
+            return values.sum() if counted is None else jnp.where(counted, values, 0).sum()
+        if counted is None:
             return values.mean()
-        counted = batch[self.where]
         return jnp.where(counted, values, 0).sum() / jnp.maximum(counted.sum(), 1)
 
 

@@ -19,6 +19,7 @@ from jdistill.types import Model, Outputs
 def from_linen(module: nn.Module) -> Model:
     """The `Model` of a Linen module whose call is `(inputs, train: bool) -> (logits, features)`.
 
+    `inputs` are an array [B, ...] or a pytree of arrays, such as a request to a recommender (see `Batch`).
     Equal modules give the same functions, so that programs compiled for one run serve the next.
     """
     return _from_linen(module)
@@ -27,11 +28,14 @@ def from_linen(module: nn.Module) -> Model:
 @functools.lru_cache(maxsize=256)
 def _from_linen(module: nn.Module) -> Model:
     @functools.partial(jax.jit, static_argnums=(1, 2))  # one program instead of hundreds of tiny ones
-    def variables(key, shape, dtype):
-        return module.init(key, jnp.zeros((1, *shape), dtype), train=False)
+    def variables(key, structure, shapes):
+        return module.init(key, jax.tree.unflatten(structure, [jnp.zeros(*shape) for shape in shapes]), train=False)
 
     def init(key, inputs):
-        out = dict(variables(key, inputs.shape[1:], inputs.dtype))
+        leaves, structure = jax.tree.flatten(inputs)
+        single = jax.tree_util.treedef_is_leaf(structure)  # the parts of a request need not have equally many rows
+        shapes = tuple(((1, *leaf.shape[1:]) if single else leaf.shape, leaf.dtype) for leaf in leaves)
+        out = dict(variables(key, structure, shapes))
         return out.pop("params", {}), out
 
     def apply(params, state, inputs, *, key=None, train=False):

@@ -1,6 +1,11 @@
 """The networks of a run, from its config: student, frozen teachers, and what a scheme trains beside them."""
 
+import functools
+import inspect
 from typing import Any, NamedTuple
+
+import jax
+import numpy as np
 
 from jdistill import config as configs
 from jdistill.data import Dataset
@@ -22,9 +27,48 @@ class Frozen(NamedTuple):
     model: Model | None
 
 
-def network(group: str, node: dict[str, Any], outputs: int) -> Model:
-    """The network that a `teacher` or `student` node describes."""
-    return as_model(build(group, node, outputs=outputs))
+def network(group: str, node: dict[str, Any], outputs: int, dataset: Dataset) -> Model:
+    """The network that a `teacher` or `student` node describes; a student never reads privileged columns.
+
+    Raises:
+      UsageError: a wrong option, or a network that cannot read such data.
+    """
+    name = str(node.get("name"))
+    given = {"outputs": outputs, "schema": dataset.schema, "side": dataset.side}
+    if name in options(group):
+        taken = inspect.signature(options(group)[name].target).parameters
+        _require_reader(group, name, "schema" in taken, dataset)
+        given = {key: value for key, value in given.items() if key in taken}
+    model = as_model(build(group, node, **given))
+    return without_columns(model, dataset.privileged) if group == "student" and dataset.privileged else model
+
+
+def _require_reader(group: str, name: str, reads_schema: bool, dataset: Dataset) -> None:
+    if dataset.schema.items and not reads_schema:
+        raise UsageError(f"{group}={name} cannot score items for users; choose a recommender, such as {group}=bpr")
+    if any(dataset.schema.fields) and not reads_schema:
+        raise UsageError(
+            f"{group}={name} cannot read categories (data={dataset.name}); set data.encoding=one_hot, or {group}=wide_mlp"
+        )
+
+
+@functools.lru_cache(maxsize=64)
+def without_columns(model: Model, columns: tuple[int, ...]) -> Model:
+    """`model` on inputs [..., D] without some of the columns."""
+
+    def rest(inputs: Any) -> Any:
+        if isinstance(inputs, jax.ShapeDtypeStruct):
+            return jax.eval_shape(rest, inputs)
+        kept = np.setdiff1d(np.arange(inputs.shape[-1]), columns)
+        return inputs[..., kept]
+
+    def init(key: Any, inputs: Any) -> Any:
+        return model.init(key, rest(inputs))
+
+    def apply(params: Any, state: Any, inputs: Any, **mode: Any) -> Any:
+        return model.apply(params, state, rest(inputs), **mode)
+
+    return Model(init, apply, model.head)
 
 
 def has_network(node: dict[str, Any]) -> bool:
@@ -57,7 +101,7 @@ def variant(config: dict[str, Any], group: str, changes: dict[str, Any]) -> dict
     return base | changes
 
 
-def trained_networks(config: dict[str, Any], scheme: Scheme, outputs: int) -> tuple[Learner, ...]:
+def trained_networks(config: dict[str, Any], scheme: Scheme, outputs: int, dataset: Dataset) -> tuple[Learner, ...]:
     """The further networks that a scheme trains."""
     made = []
     for name, (group, changes) in scheme.trained().items():
@@ -66,7 +110,7 @@ def trained_networks(config: dict[str, Any], scheme: Scheme, outputs: int) -> tu
                 f"scheme={config['scheme']['name']} trains a teacher, got teacher={config['teacher']['name']}; choose a network"
             )
         try:
-            made.append(Learner(name, network(group, variant(config, group, changes), outputs)))
+            made.append(Learner(name, network(group, variant(config, group, changes), outputs, dataset)))
         except UsageError as error:
             raise _about(config, name, changes, error) from error
     return tuple(made)
@@ -104,5 +148,5 @@ def _teacher(node: dict[str, Any], config: dict[str, Any], loss: Loss, outputs: 
     optimizer("teacher.optim", node["optim"])
     configs.teaching({**config, "teacher": node})
     if node["checkpoint"]:
-        node = saved_teacher_node(node, outputs, list(dataset.train["inputs"].shape[1:]))
-    return network("teacher", node, outputs)
+        node = saved_teacher_node(node, outputs, dataset.input_shape)
+    return network("teacher", node, outputs, dataset)

@@ -245,6 +245,7 @@ def _on_mesh(parts: Parts, stacked: bool, mesh: Mesh, split: str | None) -> Prog
     """`train.programs` with a place for every argument: members along the mesh's axis `split`, all else on every device."""
     whole, own = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), (split,) if split else ()))
     frozen = {name: own if name == "initial" else whole for name, _ in parts.targets}
+    frozen |= {"tables": whole} if parts.sampler is not None else {}
     made = train.programs(parts, stacked)
     single = (own, own, frozen, own, own, own, whole)
     block = (own, own, frozen, whole, own, whole, whole, own, own, whole)

@@ -9,7 +9,9 @@ from jax import Array
 from jax.sharding import Mesh
 
 from jdistill.applying import Share, computing, sharing
-from jdistill.method import Stage
+from jdistill.errors import UsageError
+from jdistill.method import Stage, Term
+from jdistill.sampling import Known
 from jdistill.teachers.targets import Live, Target
 from jdistill.types import Batch, Context, Model, Network, Outputs, PyTree
 
@@ -40,6 +42,8 @@ class Parts(NamedTuple):
       precision: what networks compute in; parameters, statistics, outputs and losses are float32.
       microbatches: equal parts of a batch, one after the other, whose gradients are averaged before the update.
       mesh: devices over whose axis `data` the compiler splits a batch, or None.
+      sampler: `tasks.base.Sampler` that makes a batch of rows, or None where rows are inputs; `preprocess` and `augment`
+        are then not used in training.
       axis: name of the mapped axis (`jax.pmap`) whose devices each take a share of the batch, or None.
     """
 
@@ -52,6 +56,7 @@ class Parts(NamedTuple):
     microbatches: int = 1
     mesh: Mesh | None = None
     axis: str | None = None
+    sampler: Any = None
 
 
 class Passed(NamedTuple):
@@ -156,11 +161,36 @@ def forward_pass(
             student_network=student,
             teacher_network=network(term.teacher, frozen_too=True),
             initial=referred.get("initial"),
+            known=_known(frozen, term.teacher),
         )
+        if term.loss.drawn:
+            context = _on_drawn(term, context)
         values, loss_state[term.name] = term.loss.evaluate(params["loss"][term.name], loss_state[term.name], context)
         means[term.name] = term.mean(values, known, batch)
     total = sum((term.weight * means[term.name] for term in stage.terms), start=jnp.zeros(()))
     return Passed(total, means, outputs, jax.lax.stop_gradient({**changed, "loss": loss_state}))
+
+
+def _known(frozen: PyTree, teacher: str | None) -> Known | None:
+    """What losses may draw from: the data's tables, with the teacher's ranking where there is one."""
+    tables = frozen.get("tables", {})
+    if "known" not in tables:
+        return None
+    return tables["known"]._replace(ranking=tables.get("rankings", {}).get(teacher))
+
+
+def _on_drawn(term: Term, context: Context) -> Context:
+    """The context of a loss that draws its own candidates: the networks' logits are of those, their features as before."""
+    batch, known = context.batch, context.known
+    if known is None:
+        raise UsageError("this loss draws items for users, which this task has none of; use task=recommend or next_item")
+    drawn = term.loss.draw(jax.random.fold_in(context.key, 0), known, batch["inputs"]["user"])
+    request = {**batch["inputs"], "items": drawn}
+    student = context.student._replace(logits=context.student_network.outputs(request).logits)
+    teacher, network = context.teacher, context.teacher_network
+    if teacher is not None and network is not None:
+        teacher = teacher._replace(logits=jax.lax.stop_gradient(network.outputs(request).logits))
+    return context._replace(student=student, teacher=teacher)
 
 
 def _learners(

@@ -255,6 +255,7 @@ class _Training:
         records = [teacher.record for teacher in teachers.values()]
         about = {
             "report": self.blueprint.config["report"],
+            "primary": self.blueprint.task.primary,
             "peak_memory_bytes": peak_memory(),
             "strategy": {
                 "name": name, "reason": reason, "resident": setup.resident,
@@ -268,7 +269,7 @@ class _Training:
         }  # fmt: skip
         return [
             outcome if isinstance(outcome, Exception) else {**outcome, **about}
-            for outcome in self._measured(fitted, answers(teachers), times)
+            for outcome in self._measured(fitted, answers(self.blueprint.task, teachers), times)
         ]
 
     def _setup(self, teachers: dict[str, Teacher]) -> Any:
@@ -297,6 +298,7 @@ class _Training:
             blueprint, tuple(members), blueprint.parts(targets), frozen, Checkpoints(folder / "checkpoints"),
             stacked=self.stacked, selecting=True, stop=self.stop, progress=self.progress,
             judge=None if judge is None else partial(_judged, judge, numbers),
+            rankings={name: teacher.ranking for name, teacher in teachers.items() if teacher.ranking is not None},
         )  # fmt: skip
 
     def _measured(self, fitted: Sequence[Any], reference: Any, times: dict[str, float]) -> list[Outcome]:
@@ -352,7 +354,7 @@ def _teachers(blueprint: Blueprint, stop: Stop, progress: Progress) -> dict[str,
     return {
         name: prepare(
             dataclasses.replace(blueprint, config=frozen.config, scheme=Offline()),
-            features.get(name, frozenset()), live=live, stop=stop, progress=progress,
+            features.get(name, frozenset()), live=live, depth=blueprint.depth(), stop=stop, progress=progress,
         )
         for name, frozen in blueprint.teachers.items()
     }  # fmt: skip

@@ -31,10 +31,10 @@ class Ranking(NamedTuple):
         None where no loss reads them.
     """
 
-    items: Array
-    scores: Array
+    items: Any
+    scores: Any
     excluded: Lists
-    users: Array | None = None
+    users: Any = None
 
 
 class Known(NamedTuple):
@@ -47,9 +47,9 @@ class Known(NamedTuple):
       ranking: of the teacher of the term that draws, or None.
     """
 
-    items: int
+    items: Any
     met: Lists
-    popularity: Array
+    popularity: Any
     ranking: Ranking | None = None
 
 
@@ -78,7 +78,8 @@ def nth_absent(lists: Lists, user: Array, n: Array) -> Array:
         return jnp.where(open_ & ~enough, middle + 1, low), jnp.where(open_ & enough, middle, high)
 
     steps = max(1, int(np.ceil(np.log2(values.shape[0] + 1))))
-    low, _ = jax.lax.fori_loop(0, steps, halve, (begin, end), unroll=True)
+    # Unrolled, the chain of look-ups is fused into one another and takes minutes to compile.
+    low, _ = jax.lax.fori_loop(0, steps, halve, (begin, end))
     return (n + low - begin).astype(jnp.int32)
 
 
@@ -127,3 +128,84 @@ def first_occurrence(ids: Array) -> Array:
     ordered = ids[order]
     new = jnp.concatenate([jnp.ones((1,), bool), ordered[1:] != ordered[:-1]])
     return jnp.zeros(ids.shape, bool).at[order].set(new)
+
+
+def contains(lists: Lists, user: Array, value: Array) -> Array:
+    """Whether the list of each user holds a number: [...] bool from `user`, `value` of that shape; by bisection."""
+    begin, end = lists.start[user], lists.start[user + 1]
+    values = lists.values if lists.values.shape[0] else jnp.zeros((1,), jnp.int32)
+    last = values.shape[0] - 1
+
+    def halve(_, bounds):
+        low, high = bounds
+        middle = (low + high) // 2
+        below = values[jnp.minimum(middle, last)] < value
+        open_ = low < high
+        return jnp.where(open_ & below, middle + 1, low), jnp.where(open_ & ~below, middle, high)
+
+    steps = max(1, int(np.ceil(np.log2(values.shape[0] + 1))))
+    # Unrolled, the chain of look-ups is fused into one another and takes minutes to compile.
+    low, _ = jax.lax.fori_loop(0, steps, halve, (begin, end))
+    return (low < end) & (values[jnp.minimum(low, last)] == value)
+
+
+def uninterested(key: Array, known: Known, item: Array, size: int) -> Array:
+    """Users [N, size] int32 drawn uniformly among those who neither met `item` [N] nor stand in its ranking of users.
+
+    Twice as many are drawn from all users, with replacement, and the first `size` that qualify are taken. Where fewer than
+    half of the draws qualify, some that do not are among them: rare unless the ranking holds near half of the users.
+    """
+    assert known.ranking is not None and known.ranking.users is not None
+    users = known.met.start.shape[0] - 1
+    drawn = jax.random.randint(key, (item.shape[0], 2 * size), 0, users, jnp.int32)
+    ranked = (drawn[:, :, None] == known.ranking.users[item][:, None, :]).any(axis=-1)
+    unfit = ranked | contains(known.met, drawn, jnp.broadcast_to(item[:, None], drawn.shape))
+    return jnp.take_along_axis(drawn, jnp.argsort(unfit, axis=1, stable=True)[:, :size], axis=1)
+
+
+def without_replacement(key: Array, log_weights: Array, size: int) -> Array:
+    """Positions [..., size] int32 drawn without replacement, p ~ exp(log_weights [..., M]): the largest with Gumbel noise."""
+    noise = jax.random.gumbel(key, log_weights.shape, log_weights.dtype)
+    return jax.lax.top_k(log_weights + noise, size)[1].astype(jnp.int32)
+
+
+def popularity_groups(popularity: Array, groups: int) -> Array:
+    """Of each item the number [items] int32 of its group, 0 the most popular: `groups` parts of about equal total popularity.
+
+    An item is in part p if those before it, by falling popularity (ties by number), have p to p + 1 parts of the total.
+    """
+    order = jnp.argsort(-popularity, stable=True)
+    ordered = popularity[order]
+    before = jnp.cumsum(ordered) - ordered
+    share = jnp.maximum(-(-popularity.sum() // groups), 1)
+    return jnp.zeros(popularity.shape, jnp.int32).at[order].set(jnp.minimum(before // share, groups - 1).astype(jnp.int32))
+
+
+def nth_true(mask: Array, n: Array) -> Array:
+    """The place [B, P] int32 of the n-th (from 0; `n` [B, P]) true entry of each row of `mask` [B, M]; where none, the last.
+
+    Counted in blocks of 64 first: one pass over the mask, and P small ones.
+    """
+    width = min(64, mask.shape[1])
+    blocks = jnp.pad(mask, ((0, 0), (0, -mask.shape[1] % width))).reshape(mask.shape[0], -1, width)
+    counts = blocks.sum(axis=-1, dtype=jnp.int32)
+    ends = jnp.cumsum(counts, axis=1)
+    block = jnp.minimum((ends[:, None, :] <= n[:, :, None]).sum(axis=-1, dtype=jnp.int32), blocks.shape[1] - 1)
+    before = jnp.take_along_axis(ends - counts, block, axis=1)
+    inside = jnp.cumsum(jnp.take_along_axis(blocks, block[:, :, None], axis=1), axis=-1, dtype=jnp.int32)
+    place = (inside <= (n - before)[:, :, None]).sum(axis=-1, dtype=jnp.int32)
+    return jnp.minimum(block * width + place, mask.shape[1] - 1)
+
+
+def ranked_pairs(key: Array, count: Array, pairs: int, temperature: float | Array) -> tuple[Array, Array]:
+    """Two different ranks, the better and the worse [B, pairs] int32, each p ~ exp(-rank / T) on 0 .. count - 1, `count` [B].
+
+    Both are drawn independently, by the inverse of the distribution function, up to four times until they differ.
+    """
+    u = jax.random.uniform(key, (4, 2, count.shape[0], pairs))
+    count = jnp.maximum(count, 1)[:, None]
+    rank = jnp.floor(-temperature * jnp.log1p(u * jnp.expm1(-count / temperature))).astype(jnp.int32)
+    rank = jnp.clip(rank, 0, count - 1)
+    first = jnp.argmax(rank[:, 0] != rank[:, 1], axis=0)
+    rank = jnp.take_along_axis(rank, first[None, None], axis=0)[0]
+    return rank.min(axis=0), rank.max(axis=0)

@@ -22,7 +22,7 @@ def init_state(parts: Parts, key: Array, sample: Batch) -> TrainState:
 
     `sample` is a raw batch, abstract or not; only shapes and dtypes are used.
     """
-    inputs = jax.eval_shape(parts.preprocess, sample["inputs"])
+    inputs = prepared(parts, sample)["inputs"]
     params: dict[str, PyTree] = {}
     model_state: dict[str, PyTree] = {"loss": {}}
     outputs: dict[str, Outputs] = {}
@@ -42,6 +42,13 @@ def init_state(parts: Parts, key: Array, sample: Batch) -> TrainState:
     )
 
 
+def prepared(parts: Parts, sample: Batch) -> Batch:
+    """Shapes of the batch that is made of the raw batch `sample`."""
+    if parts.sampler is not None:
+        return parts.sampler.shapes(sample)
+    return {**sample, "inputs": jax.eval_shape(parts.preprocess, sample["inputs"])}
+
+
 def _abstract(model: Model, params: PyTree, state: PyTree, inputs: PyTree) -> Outputs:
     """Shapes of a network's outputs in evaluation mode, without computing anything."""
     return jax.eval_shape(lambda p, s, x: model.apply(p, s, x, train=False)[0], params, state, inputs)
@@ -49,12 +56,13 @@ def _abstract(model: Model, params: PyTree, state: PyTree, inputs: PyTree) -> Ou
 
 def abstract(model: Model, inputs: Any) -> Outputs:
     """Shapes of what a network gives for `inputs` (abstract or not); kept, since every job of a sweep asks for the same."""
-    return _abstract_of(model, tuple(inputs.shape), jnp.dtype(inputs.dtype))
+    leaves, treedef = jax.tree.flatten(inputs)
+    return _abstract_of(model, treedef, tuple((tuple(leaf.shape), jnp.dtype(leaf.dtype)) for leaf in leaves))
 
 
 @functools.lru_cache(maxsize=64)
-def _abstract_of(model: Model, shape: tuple[int, ...], dtype: Any) -> Outputs:
-    given = jax.ShapeDtypeStruct(shape, dtype)
+def _abstract_of(model: Model, treedef: Any, shapes: Any) -> Outputs:
+    given = jax.tree.unflatten(treedef, [jax.ShapeDtypeStruct(*shape) for shape in shapes])
     return jax.eval_shape(lambda x: model.apply(*model.init(jax.random.key(0), x), x, train=False)[0], given)
 
 
@@ -118,7 +126,7 @@ def _abstract_outputs(parts: Parts, treedef: Any, shapes: Any, wanted: Any, carr
     del wanted
     leaves = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes]
     params, model_state, sample, frozen = jax.tree.unflatten(treedef, leaves)
-    batch = {**sample, "inputs": jax.eval_shape(parts.preprocess, sample["inputs"])}
+    batch = prepared(parts, sample)
     known: dict[str, Outputs] = {}
     for learner in parts.learners:
         source = batch["inputs"] if learner.reads is None else known[learner.reads].features
@@ -129,7 +137,7 @@ def _abstract_outputs(parts: Parts, treedef: Any, shapes: Any, wanted: Any, carr
 def features_read(parts: Parts, stage: Stage, state: TrainState, frozen: PyTree, sample: Batch) -> dict[str, set[str]]:
     """Which features of each frozen network the terms of an entered stage read; found by tracing them on shapes."""
     stage = schedules.at_start(stage)
-    batch = {**sample, "inputs": jax.eval_shape(parts.preprocess, sample["inputs"])}
+    batch = prepared(parts, sample)
     spies: dict[str, ReadFeatures] = {}
 
     def trace(state, frozen, batch, key):

@@ -73,12 +73,15 @@ def effective(stage: Stage, params: PyTree, compressor_state: tuple[PyTree, ...]
 def make_step(parts: Parts) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
     """Builds `step(state, frozen, batch, key, stage, lengths) -> (state, metrics)`.
 
-    `frozen` maps target names to their arrays; `batch` holds raw inputs; `key` is the run's step key, folded with
-    `state.step` inside; `stage` is a `Stage` whose numbers are float32 leaves (or schedules of such); `lengths` is
-    (steps per epoch, epochs). `metrics` are sums over the batch, and `examples`, so that they merge by adding.
+    `frozen` maps target names to their arrays, and `tables` to what a sampler draws from; `batch` holds raw inputs; `key`
+    is the run's step key, folded with `state.step` inside; `stage` is a `Stage` whose numbers are float32 leaves (or
+    schedules of such); `lengths` is (steps per epoch, epochs). `metrics` are sums over the batch, and `examples`, so that
+    they merge by adding.
     """
 
-    def prepare(batch: Batch, key: Array) -> Batch:
+    def prepare(batch: Batch, key: Array, frozen: PyTree) -> Batch:
+        if parts.sampler is not None:
+            return parts.sampler(key, batch, frozen["tables"])
         inputs = batch["inputs"]
         if parts.augment is not None:
             inputs = parts.augment(key, inputs)
@@ -88,7 +91,7 @@ def make_step(parts: Parts) -> Callable[..., tuple[TrainState, dict[str, Array]]
         clock = Clock(state.stage_step, *lengths)
         stage = schedules.at(stage, clock)
         key = jax.random.fold_in(key, state.step)
-        batch = prepare(_on_mesh(parts, batch), jax.random.fold_in(key, 0))
+        batch = prepare(_on_mesh(parts, batch), jax.random.fold_in(key, 0), frozen)
         grads, metrics, changed = _gradients(parts, stage, state, frozen, batch, key)
         moved = trained(stage, state.params)
         updated, opt_state = stage.optim.update(grads, state.opt_state, moved, clock)
@@ -129,7 +132,8 @@ def _gradients(
     size, count = batch["label"].shape[0], parts.microbatches
     if count == 1 or size % count:
         return _pass(parts, stage, state, state.model_state, frozen, batch, key, None)
-    pieces = _on_mesh(parts, jax.tree.map(lambda rows: rows.reshape(count, size // count, *rows.shape[1:]), batch), axis=1)
+    pieces = jax.tree.map(lambda rows: rows.reshape(count, rows.shape[0] // count, *rows.shape[1:]), batch)
+    pieces = _on_mesh(parts, pieces, axis=1)
 
     def one(model_state, number, piece):
         *sums, changed = _pass(parts, stage, state, model_state, frozen, piece, key, Share(number, count))
@@ -209,7 +213,8 @@ def programs(parts: Parts, stacked: bool = False) -> Programs:
 
     nth: Callable[..., Any] = chosen
     if stacked:
-        own = {name: 0 if name == "initial" else None for name, _ in parts.targets}
+        own: dict[str, Any] = {name: 0 if name == "initial" else None for name, _ in parts.targets}
+        own |= {"tables": None} if parts.sampler is not None else {}
         single = jax.vmap(single, in_axes=(0, 0, own, 0, 0, 0, None))
         nth = jax.vmap(chosen, in_axes=(None, 0, 0, own, None, 0, 0, 0, None))
 

@@ -8,9 +8,9 @@ import jax
 from jdistill.blueprint import Blueprint
 from jdistill.checkpoint import Checkpoints
 from jdistill.fitting import Member, Setup, sample_of
+from jdistill.sampling import Ranking
 from jdistill.stages import init_state
-from jdistill.tasks.classification import OBSERVED, metrics
-from jdistill.train import Keys, Parts, TrainState, has_convolution, predict
+from jdistill.train import Keys, Parts, TrainState, has_convolution
 from jdistill.types import PyTree
 
 Stop = Callable[[], bool]
@@ -46,22 +46,28 @@ def training(
     stacked: bool = False,
     selecting: bool = False,
     judge: Any = None,
+    rankings: dict[str, Ranking] | None = None,
     stop: Stop = never,
     progress: Progress = silent,
 ) -> Setup:
     """The `Setup` that trains `members`, with the config's data and checkpoints.
 
-    `selecting` follows the config's `report` and `evaluate.patience`; a teacher is always the network after its last epoch.
+    `rankings` are those of the teachers that losses draw from. `selecting` follows the config's `report` and
+    `evaluate.patience`; a teacher is always the network after its last epoch.
     """
     dataset, layout, config = blueprint.dataset, blueprint.parallel, blueprint.config
     evaluated = "test" if selecting and config["report"] == "best_test" else "validation"
-    split = getattr(dataset, evaluated)
-    model = parts.learners[0].model
+    task, model = blueprint.task, parts.learners[0].model
 
     def evaluate(params: PyTree, state: PyTree) -> Callable[[int], dict[str, float]]:
-        logits = predict(model, dataset.preprocess, (params, state), split["inputs"], stacked)
-        return lambda row: metrics(logits[row] if stacked else logits, split["label"])
+        if stacked:
+            answers = task.answers(model, dataset, (params, state), evaluated)
+            return lambda row: task.metrics(answers(row), dataset, evaluated)
+        answer = task.answer(model, dataset, (params, state), evaluated)
+        return lambda _: task.metrics(answer, dataset, evaluated)
 
+    if parts.sampler is not None:
+        frozen = {**frozen, "tables": {**task.tables(dataset), "rankings": rankings or {}}}
     strategy, _ = choose_strategy(blueprint, members[0].initial)
     return Setup(
         parts=parts,
@@ -72,14 +78,14 @@ def training(
         resident=is_resident(blueprint),
         checkpoints=checkpoints,
         policy=blueprint.policy,
-        observed=OBSERVED,
+        observed=task.observed,
         layout=layout,
         stacked=stacked,
-        evaluate=evaluate if len(split["label"]) else None,
+        evaluate=evaluate if len(getattr(dataset, evaluated)["label"]) else None,
         evaluated=evaluated,
         evaluate_every=int(config["evaluate"]["every"]),
-        primary=blueprint.task.primary,
-        select=blueprint.task.primary if selecting and config["report"] != "last" else None,
+        primary=task.primary,
+        select=task.primary if selecting and config["report"] != "last" else None,
         patience=int(config["evaluate"]["patience"]) if selecting else 0,
         judge=judge or (lambda *_: None),
         last_checkpoint=stacked,

@@ -1,21 +1,36 @@
 """Data sets as options of the config group `data`, each a function that gives a `Dataset`."""
 
 from jdistill.data.augment import Augment
-from jdistill.data.base import Dataset, Preprocess, Split
+from jdistill.data.base import Dataset, Preprocess, Requests, Schema, Side, Split
 from jdistill.data.embedded import breast_cancer, digits
+from jdistill.data.interactions import amazon, citeulike, interactions_file, movielens, retailrocket
 from jdistill.data.published import cifar10, cifar100, fashion_mnist, mnist
 from jdistill.data.synthetic import synthetic
+from jdistill.data.tables import credit_default, ctr, movielens_ratings, online_shoppers, retailrocket_behaviour
 
 __all__ = [
     "Augment",
     "Dataset",
     "Preprocess",
+    "Requests",
+    "Schema",
+    "Side",
     "Split",
+    "amazon",
     "breast_cancer",
     "cifar10",
     "cifar100",
+    "citeulike",
+    "credit_default",
+    "ctr",
     "digits",
     "fashion_mnist",
+    "interactions_file",
     "mnist",
+    "movielens",
+    "movielens_ratings",
+    "online_shoppers",
+    "retailrocket",
+    "retailrocket_behaviour",
     "synthetic",
 ]

@@ -1,7 +1,9 @@
 """The data contract: `Split`, `Preprocess` and `Dataset`."""
 
 import dataclasses
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -74,6 +76,17 @@ class Preprocess:
         return (raw / self.scale - jnp.array(self.mean, jnp.float32)) / jnp.array(self.std, jnp.float32)
 
 
+@dataclasses.dataclass(frozen=True)
+class Requests:
+    """Rows [B, 1 + L] int32 (user, history) as requests: `user` [B] and, where L = `history` > 0, `history` [B, L]."""
+
+    history: int = 0
+
+    def __call__(self, inputs: Array) -> dict[str, Array]:
+        user = inputs[:, 0]
+        return {"user": user, "history": inputs[:, 1:]} if self.history else {"user": user}
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
     """A data set in memory.
@@ -111,6 +124,19 @@ class Dataset:
     tables: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
-    def preprocess(self) -> Preprocess:
-        """The function from raw to normalised inputs."""
+    def preprocess(self) -> Any:
+        """The function from raw to normalised inputs; of interactions, from rows to requests for the whole catalogue."""
+        if self.schema.items:
+            return Requests(self.schema.history)
         return Preprocess(self.mean, self.std, self.scale)
+
+    @property
+    def input_shape(self) -> list[int]:
+        """The shape of one raw input, as a deployed network is given it."""
+        return list(self.test["inputs"].shape[1:])
+
+    @property
+    def example(self) -> Any:
+        """Shapes and dtypes of two such inputs, preprocessed."""
+        raw = jax.ShapeDtypeStruct((2, *self.input_shape), self.test["inputs"].dtype)
+        return jax.eval_shape(self.preprocess, raw)

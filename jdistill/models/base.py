@@ -13,10 +13,12 @@ TEACHER_KEYS: dict[str, tuple[Any, Any]] = {
     "seed": (int, 0),
     "optim": (Any, None),
     "data": (Any, None),
+    "task": (Any, None),
 }
 """What a teacher's config holds besides the fields of its network: where its weights come from.
 
-`data` is what of the group `data` is otherwise for its training: {augment: [crop], crop_padding: 2}.
+`data` is what of the group `data` is otherwise for its training: {augment: [crop], crop_padding: 2}; `task` likewise:
+{name: next_item}.
 """
 
 

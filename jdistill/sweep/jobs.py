@@ -12,8 +12,6 @@ from jdistill.config import GROUPS, fingerprint
 from jdistill.errors import UsageError
 from jdistill.progress import Bar
 
-PRIMARY = "accuracy"
-
 
 def plain(config: DictConfig) -> dict[str, Any]:
     """A composed config as plain containers, without Hydra's own node."""
@@ -52,7 +50,7 @@ def resolve_sweep(*, _root_: DictConfig) -> str:
 
 
 def make_task(stop: Callable[[], bool]) -> Callable[[DictConfig], float | None]:
-    """The function Hydra calls for a single run, and a launcher not ours for each job; returns the test accuracy."""
+    """The function Hydra calls for a single run, and a launcher not ours for each job; returns the task's primary metric."""
 
     def task(config: DictConfig) -> float | None:
         from jdistill.run import run
@@ -69,7 +67,7 @@ def make_task(stop: Callable[[], bool]) -> Callable[[DictConfig], float | None]:
             raise
         finally:
             bar.close()
-        return result["metrics"]["test"].get(PRIMARY)
+        return result["metrics"]["test"].get(result.get("primary", "accuracy"))
 
     return task
 
@@ -77,7 +75,12 @@ def make_task(stop: Callable[[], bool]) -> Callable[[DictConfig], float | None]:
 def describe(result: dict[str, Any]) -> str:
     """One line for a finished run."""
     test, size = result["metrics"]["test"], result["size"]
-    line = f"test accuracy {test['accuracy']:.2%}, cross-entropy {test['cross_entropy']:.4f}, {size['bytes']:,} bytes"
+    primary = result.get("primary", "accuracy")
+    shown = f"{test[primary]:.2%}" if primary == "accuracy" else f"{test[primary]:.4f}"
+    line = f"test {primary} {shown}"
+    if "cross_entropy" in test:
+        line += f", cross-entropy {test['cross_entropy']:.4f}"
+    line += f", {size['bytes']:,} bytes"
     if "teacher_agreement" in test:
         line += f", agrees with the teacher on {test['teacher_agreement']:.2%}"
     return line + f", {result['time_s']['total']:.1f} s"

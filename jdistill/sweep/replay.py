@@ -13,14 +13,12 @@ from omegaconf._utils import OmegaConfDumper, get_omega_conf_dumper
 from jdistill.sweep.compose import Composed, Composer
 from jdistill.sweep.units import Outcome
 
-PRIMARY = "accuracy"
-
 
 def value_of(outcome: Outcome) -> float | None:
-    """What a job returns to Hydra: the test accuracy. Raises the exception that ended the job."""
+    """What a job returns to Hydra: the task's primary metric on the test split. Raises the exception that ended the job."""
     if isinstance(outcome, Exception):
         raise outcome
-    return outcome["metrics"]["test"].get(PRIMARY)
+    return outcome["metrics"]["test"].get(outcome.get("primary", "accuracy"))
 
 
 class Replay:

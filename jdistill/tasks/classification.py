@@ -1,19 +1,26 @@
 """Classification: what the labels mean, the loss on them, and the metrics."""
 
+from collections.abc import Sequence
+from typing import ClassVar
+
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jdistill.data import Dataset
+from jdistill.errors import UsageError
 from jdistill.losses import CrossEntropy, Loss
 from jdistill.losses.logits import as_classes
+from jdistill.metrics import binary_metrics
 from jdistill.pytrees import pytree, require_fraction, require_nonnegative, require_one_of, static
 from jdistill.registry import register
+from jdistill.tasks.base import Answer, Task, require_rows
 from jdistill.types import Batch, Outputs
 
 
 @register("task", "classification", schedules=True)
 @pytree
-class Classification:
+class Classification(Task):
     """One of K classes, by cross-entropy.
 
     Attributes:
@@ -31,29 +38,71 @@ class Classification:
         require_fraction(label_smoothing=self.label_smoothing)
         require_one_of(("softmax", "sigmoid"), outputs=self.outputs)
 
-    primary = "accuracy"
+    primary: ClassVar[str] = "accuracy"
+    observed: ClassVar[tuple[str, ...]] = ("accuracy",)
+    term: ClassVar[str] = "cross_entropy"
 
     def loss(self) -> Loss:
         return CrossEntropy(label_smoothing=self.label_smoothing)
 
-    def width(self, classes: int) -> int:
-        """Number of logits for a data set of `classes` classes; raises ValueError for a sigmoid with more than two."""
+    def width(self, dataset: Dataset) -> int:
+        require_rows("classification", dataset)
+        classes = dataset.classes
+        if classes < 2:
+            raise UsageError(f"task=classification needs data of classes; data={dataset.name} has numbers: task=regression")
         if self.outputs == "sigmoid":
             if classes != 2:
-                raise ValueError(f"task.outputs=sigmoid needs data of 2 classes, this has {classes}; use softmax")
+                raise UsageError(f"task.outputs=sigmoid needs data of 2 classes, this has {classes}; use softmax")
             return 1
         return classes
+
+    @staticmethod
+    def observe(outputs: Outputs, batch: Batch) -> dict[str, Array]:
+        return hits(outputs, batch)
+
+    def metrics(self, answer: Answer, dataset: Dataset, split: str, reference: Answer | None = None) -> dict[str, float]:
+        return metrics(answer, getattr(dataset, split)["label"], reference)
+
+    def combine(self, answers: Sequence[Answer]) -> Answer | None:
+        """The logarithm of the mean probabilities."""
+        if len(answers) < 2:
+            return answers[0] if answers else None
+        log_p = np.stack([log_probabilities(logits) for logits in answers])
+        mean = np.logaddexp.reduce(log_p, axis=0) - np.log(len(answers))
+        return mean if answers[0].shape[1] > 1 else mean[:, 1:] - mean[:, :1]
 
 
 register("task", "binary", outputs="sigmoid", schedules=True)(Classification)
 
 
+@register("task", "click", schedules=True)
+@pytree
+class Click(Classification):
+    """Yes or no, where the ranking of the probabilities counts: clicks, conversions, risk. One logit.
+
+    Metrics are those of `jdistill.metrics.binary`; `grouped_auc` where the data name a group.
+    """
+
+    outputs: str = static(default="sigmoid")
+
+    primary: ClassVar[str] = "auc"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_one_of(("sigmoid",), outputs=self.outputs)
+
+    def metrics(self, answer: Answer, dataset: Dataset, split: str, reference: Answer | None = None) -> dict[str, float]:
+        rows = getattr(dataset, split)
+        found = binary_metrics(answer[:, 0], rows["label"], rows.get("group"))
+        if reference is not None:
+            agreed = metrics(answer, rows["label"], reference)
+            found |= {name: agreed[name] for name in ("teacher_agreement", "teacher_kl")}
+        return found
+
+
 def hits(outputs: Outputs, batch: Batch) -> dict[str, Array]:
     """`accuracy` of each example of a training batch: [B] of 0.0 and 1.0."""
     return {"accuracy": (jnp.argmax(as_classes(outputs.logits), -1) == batch["label"]).astype(jnp.float32)}
-
-
-OBSERVED = ("accuracy",)
 
 
 def metrics(logits: np.ndarray, label: np.ndarray, teacher: np.ndarray | None = None) -> dict[str, float]:

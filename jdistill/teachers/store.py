@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jdistill import config as configs
-from jdistill.blueprint import Blueprint, load_dataset
+from jdistill.blueprint import Blueprint, labels, load_dataset
 from jdistill.checkpoint import Checkpoints, restore, save, write_json
 from jdistill.compress.artifact import read_artifact, restore_structure
 from jdistill.data import Dataset
@@ -25,15 +25,17 @@ from jdistill.environment import environment
 from jdistill.errors import RunError, UsageError
 from jdistill.fit import fit_one
 from jdistill.fitting import Member
-from jdistill.method import Method, Stage, Term
+from jdistill.method import Method, Stage
 from jdistill.networks import network, optimizer
 from jdistill.paths import cache_folder
+from jdistill.ranking import teacher_ranking
 from jdistill.records import MetricsFile
-from jdistill.tasks.classification import hits, metrics
+from jdistill.sampling import Ranking
+from jdistill.tasks.base import Answer
 from jdistill.teachers.given import given_logits
 from jdistill.teachers.saved import read_manifest, require_fit
 from jdistill.teachers.targets import Live, Lookup, Target
-from jdistill.train import EVAL_CHUNK, Keys, Learner, Parts, predict
+from jdistill.train import EVAL_CHUNK, Keys, Learner, Parts
 from jdistill.training import Progress, Stop, initial_state, never, silent, training
 from jdistill.types import Model, Outputs, PyTree
 
@@ -46,15 +48,17 @@ class Teacher(NamedTuple):
     Attributes:
       target, arrays: the frozen function of a batch, and its arrays.
       variables: the network's `(params, state)`, or None for given logits.
-      test_logits: [N, K] on the test split, or None where unknown (precomputed training logits).
+      answer: what it says about the test split, or None where unknown (precomputed training logits).
       record: what `result.json` says of it.
+      ranking: of the items of the training set, where losses draw from it.
     """
 
     target: Target
     arrays: PyTree
     variables: PyTree
-    test_logits: np.ndarray | None
+    answer: Answer | None
     record: dict[str, Any]
+    ranking: Ranking | None = None
 
 
 def teacher_folder(config: dict[str, Any]) -> Path:
@@ -67,6 +71,7 @@ def prepare(
     features: frozenset[str],
     *,
     live: bool = False,
+    depth: tuple[int, int] = (0, 0),
     stop: Stop = never,
     progress: Progress = silent,
 ) -> Teacher:
@@ -74,6 +79,7 @@ def prepare(
 
     `features` are the names of teacher features that the losses read; where no augmentation changes them, they and the
     logits are computed once for the whole training set, unless it is to be `live`, for a loss that calls the network.
+    `depth` is how many items of each user and users of each item it ranks, for losses that draw from its ranking.
     """
     config = blueprint.config
     if config["teacher"]["name"] == "logits":
@@ -82,8 +88,8 @@ def prepare(
     folder = Path(given) if given else teacher_folder(config)
     if not given and not (folder / "manifest.json").is_file():
         _train_once(blueprint, folder, stop, progress)
-    node = json.dumps(config["data"])
-    return _ready(str(folder), _stamp(folder), node, blueprint.outputs, features, live)
+    nodes = json.dumps({group: config[group] for group in ("data", "task")})
+    return _ready(str(folder), _stamp(folder), nodes, blueprint.outputs, features, live, depth)
 
 
 def _stamp(folder: Path) -> int:
@@ -109,7 +115,8 @@ def _locked(path: Path) -> Iterator[None]:
 def _train_once(blueprint: Blueprint, folder: Path, stop: Stop, progress: Progress) -> None:
     config = configs.teaching(blueprint.config)
     alone = blueprint.parallel.alone  # the other processes wait for the lock
-    blueprint = dataclasses.replace(blueprint, config=config, dataset=load_dataset(config), parallel=alone)
+    task = configs.option("task", config)
+    blueprint = dataclasses.replace(blueprint, config=config, dataset=load_dataset(config), task=task, parallel=alone)
     with _locked(folder):
         if (folder / "manifest.json").is_file():
             return  # another process trained it while this one waited
@@ -124,17 +131,18 @@ def _train_once(blueprint: Blueprint, folder: Path, stop: Stop, progress: Progre
 def _train(blueprint: Blueprint, folder: Path, stop: Stop, progress: Progress) -> None:
     started = time.perf_counter()
     node, dataset = blueprint.config["teacher"], blueprint.dataset
-    model = network("teacher", node, blueprint.outputs)
+    model = network("teacher", node, blueprint.outputs, dataset)
     optim = optimizer("teacher.optim", node["optim"])
-    term = Term(name="cross_entropy", loss=blueprint.task.loss())
-    stages = (Stage(name="teacher", terms=(term,), optim=optim),)
-    parts = Parts((Learner("student", model),), (), dataset.preprocess, dataset.augment, hits)
+    task = blueprint.task
+    stages = (Stage(name="teacher", terms=(labels(task),), optim=optim),)
+    learners = (Learner("student", model),)
+    parts = Parts(learners, (), dataset.preprocess, dataset.augment, task.observe, sampler=task.sampler(dataset))
     seed = int(node["seed"])
     initial = initial_state(blueprint, parts, seed)
     member = Member(Method(stages=stages), Keys.of(seed), MetricsFile(folder / "metrics.jsonl"), initial)
     checkpoints = Checkpoints(folder / "checkpoints")
     fitted = fit_one(training(blueprint, (member,), parts, {}, checkpoints, stop=stop, progress=progress))
-    test = metrics(predict(model, dataset.preprocess, fitted.variables, dataset.test["inputs"]), dataset.test["label"])
+    test = task.metrics(task.answer(model, dataset, fitted.variables, "test"), dataset, "test")
     save(folder / "checkpoint", fitted.variables)
     leaves = jax.tree.leaves(fitted.variables[0])
     config = {group: blueprint.config[group] for group in ("teacher", "data", "task")}
@@ -144,7 +152,8 @@ def _train(blueprint: Blueprint, folder: Path, stop: Stop, progress: Progress) -
             "hash": configs.teacher_fingerprint(blueprint.config),
             "config": config,
             "outputs": blueprint.outputs,
-            "input_shape": list(dataset.train["inputs"].shape[1:]),
+            "input_shape": dataset.input_shape,
+            "primary": task.primary,
             "metrics": {"train": fitted.train_metrics, "test": test},
             "parameters": sum(leaf.size for leaf in leaves),
             "bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(fitted.variables)),
@@ -168,12 +177,15 @@ def checksum(tree: PyTree) -> str:
 
 
 @functools.lru_cache(maxsize=16)
-def _ready(folder: str, stamp: int, data_node: str, outputs: int, features: frozenset[str], live: bool) -> Teacher:
-    dataset = load_dataset({"data": json.loads(data_node)})
+def _ready(
+    folder: str, stamp: int, nodes: str, outputs: int, features: frozenset[str], live: bool, depth: tuple[int, int]
+) -> Teacher:
+    config = json.loads(nodes)
+    dataset, task = load_dataset(config), configs.option("task", config)
     node, manifest = read_manifest(Path(folder))
-    shape = list(dataset.train["inputs"].shape[1:])
-    require_fit(Path(folder), manifest, outputs, shape)
-    model = network("teacher", node, outputs)
+    require_fit(Path(folder), manifest, outputs, dataset.input_shape)
+    model = network("teacher", node, outputs, dataset)
+    live = live or task.sampler(dataset) is not None
     variables = _load(Path(folder), model, dataset, manifest)
     target, arrays = (Live(model), variables) if live else _target(model, variables, dataset, features)
     record = {
@@ -185,13 +197,13 @@ def _ready(folder: str, stamp: int, data_node: str, outputs: int, features: froz
         "bytes": manifest.get("bytes") or manifest["size"]["bytes"],
         "outputs": "cached" if isinstance(target, Lookup) else "live",
     }
-    test = predict(model, dataset.preprocess, variables, dataset.test["inputs"])
-    return Teacher(target, arrays, variables, test, record)
+    test = task.answer(model, dataset, variables, "test")
+    ranking = teacher_ranking(model, dataset, variables, *depth) if any(depth) else None
+    return Teacher(target, arrays, variables, test, record, ranking)
 
 
 def _load(folder: Path, model: Model, dataset: Dataset, manifest: dict[str, Any]) -> tuple[PyTree, PyTree]:
-    inputs = jax.eval_shape(dataset.preprocess, jax.ShapeDtypeStruct((2, *dataset.train["inputs"].shape[1:]), np.float32))
-    like = jax.eval_shape(lambda: model.init(jax.random.key(0), inputs))
+    like = jax.eval_shape(lambda: model.init(jax.random.key(0), dataset.example))
     if not (folder / "manifest.json").is_file():
         path = folder / "artifact.safetensors"
         if hashlib.sha256(path.read_bytes()).hexdigest() != manifest["size"]["sha256"]:
@@ -243,7 +255,7 @@ def _precomputed(path: Path, blueprint: Blueprint) -> Teacher:
         "name": "logits",
         "hash": hashlib.sha256(rows.tobytes()).hexdigest()[:12],
         "folder": str(path),
-        "metrics": {"train": metrics(rows, blueprint.dataset.train["label"])},
+        "metrics": {"train": blueprint.task.metrics(rows, blueprint.dataset, "train")},
         "parameters": None,
         "bytes": None,
         "outputs": "given",
