@@ -35,7 +35,7 @@ def fit_run(problem: Any, strategy: str, epochs: int) -> Run:
     from jdistill.fit import fit_one
     from jdistill.fitting import CheckpointPolicy, Member, Setup
     from jdistill.records import MetricsFile
-    from jdistill.tasks.classification import OBSERVED
+    from jdistill.tasks.classification import Classification
     from jdistill.train import Keys
 
     initial = problem.initial(0)
@@ -48,7 +48,7 @@ def fit_run(problem: Any, strategy: str, epochs: int) -> Run:
             )
             setup = Setup(
                 parts=problem.parts, members=(member,), data=problem.data, frozen={}, strategy=strategy, resident=True,
-                checkpoints=Checkpoints(folder / "checkpoints"), policy=CheckpointPolicy(), observed=OBSERVED,
+                checkpoints=Checkpoints(folder / "checkpoints"), policy=CheckpointPolicy(), observed=Classification.observed,
             )  # fmt: skip
             return fit_one(setup).train_metrics["loss"]
 
@@ -96,7 +96,7 @@ def same_step(problem: Any, strategy: str, epochs: int) -> Run:
     import jax
     import jax.numpy as jnp
 
-    from jdistill.tasks.classification import OBSERVED
+    from jdistill.tasks.classification import Classification
     from jdistill.train import Keys, add, make_step, take, zero_totals
 
     step, stage, key = make_step(problem.parts), problem.stage, Keys.of(0).step
@@ -108,7 +108,7 @@ def same_step(problem: Any, strategy: str, epochs: int) -> Run:
         return state, add(carry[1], metrics)
 
     begin = partial(jax.tree.map, jnp.copy, initial)
-    return loop(problem, strategy, epochs, begin, bare, partial(zero_totals, stage, OBSERVED))
+    return loop(problem, strategy, epochs, begin, bare, partial(zero_totals, stage, Classification.observed))
 
 
 def hand_written(problem: Any, strategy: str, epochs: int) -> Run:

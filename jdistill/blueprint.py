@@ -12,18 +12,19 @@ import numpy as np
 from jdistill import config as configs
 from jdistill import distributed
 from jdistill.compress.base import Compressor
-from jdistill.data import Dataset
+from jdistill.data import Dataset, load_dataset
 from jdistill.errors import UsageError
+from jdistill.estimators import Estimator
 from jdistill.fitting import CheckpointPolicy, sample_of, steps_per_epoch
 from jdistill.losses import Loss
 from jdistill.method import Method, Rows, Stage, Term
-from jdistill.networks import Frozen, frozen_networks, network, optimizer, trained_networks
+from jdistill.networks import Frozen, estimator, frozen_networks, network, optimizer, trained_networks
 from jdistill.optim import Optimizer
 from jdistill.parallel import Layout
 from jdistill.pytrees import Carried, as_leaves, require_nonnegative, structure_key
 from jdistill.ranking import met_in_training
 from jdistill.records import Tracker
-from jdistill.registry import build, number
+from jdistill.registry import number
 from jdistill.sampling import Lists, Ranking
 from jdistill.schemes import Scheme, Setting
 from jdistill.schemes.base import preparing
@@ -54,6 +55,7 @@ class Blueprint:
     parallel: Layout
     tracker: Tracker
     policy: CheckpointPolicy
+    estimator: Estimator | None = None
 
     @property
     def inputs(self) -> Any:
@@ -150,16 +152,6 @@ def labels(task: Task, weight: Any = 1.0) -> Term:
     return Term(name=task.term, loss=task.loss(), weight=weight, where=task.where, reduction=task.reduction)
 
 
-@functools.lru_cache(maxsize=8)
-def _dataset(node: str) -> Dataset:
-    return build("data", json.loads(node))
-
-
-def load_dataset(config: dict[str, Any]) -> Dataset:
-    """The data set of a config, read once a process."""
-    return _dataset(json.dumps(config["data"]))
-
-
 def read(config: dict[str, Any]) -> Blueprint:
     """Builds and checks everything a config describes.
 
@@ -198,6 +190,7 @@ def read(config: dict[str, Any]) -> Blueprint:
         parallel=configs.option("parallel", config),
         tracker=configs.option("tracker", config),
         policy=policy,
+        estimator=estimator(config["student"], outputs, dataset),
     )
     branches = scheme.branches(abstract(student, blueprint.inputs), outputs)
     blueprint = dataclasses.replace(blueprint, learners=(*blueprint.learners, *branches))
@@ -207,6 +200,10 @@ def read(config: dict[str, Any]) -> Blueprint:
 
 def check(blueprint: Blueprint) -> None:
     """Traces networks and losses on shapes, so that what does not fit is found before anything is trained."""
+    if blueprint.estimator is not None:
+        from jdistill.estimators.training import require_fittable
+
+        require_fittable(blueprint)
     dataset = blueprint.dataset
     distributed.require_joined(blueprint.parallel.distributed)
     blueprint.parallel.check_batch(blueprint.optim.batch_size)

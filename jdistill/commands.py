@@ -29,7 +29,7 @@ def table(arguments: list[str]) -> int:
     parser.add_argument(
         "--baseline", default="auto", help="KEY=VALUE[,KEY=VALUE] or none (default: loss=none where there is one)"
     )
-    parser.add_argument("--metric", default="test.accuracy", help="the metric compared (default: %(default)s)")
+    parser.add_argument("--metric", help="the metric compared (default: the task's on the test split)")
     parser.add_argument("--metrics", default="", help="comma-separated further metrics, such as teacher_agreement")
     parser.add_argument("--columns", help="comma-separated columns to show, in order")
     parser.add_argument("--test", default="t", help="t, permutation or wilcoxon; paired over seeds (default: %(default)s)")
@@ -70,7 +70,7 @@ def ranks(arguments: list[str]) -> int:
     )
     parser.add_argument("paths", nargs="+", type=Path, metavar="SWEEP", help="sweep folders or run folders")
     parser.add_argument("--by", help="comma-separated keys that tell methods apart (default: what varies, except seeds)")
-    parser.add_argument("--metric", default="test.accuracy", help="the metric that is ranked (default: %(default)s)")
+    parser.add_argument("--metric", help="the metric that is ranked (default: the task's on the test split)")
     parser.add_argument(
         "--bars", default="pairwise", help="pairwise (paired tests) or nemenyi (critical difference) (default: %(default)s)"
     )
@@ -81,15 +81,18 @@ def ranks(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
 
     from jdistill.report import collect, ranks_figure, ranks_of_runs
+    from jdistill.report.keys import primary
     from jdistill.report.ranks import ranks_text
 
+    frame = collect(given.paths)
+    metric = given.metric or f"test.{primary(frame)}"
     found = ranks_of_runs(
-        collect(given.paths), by=_words(given.by), metric=given.metric, bars=given.bars, test=given.test,
+        frame, by=_words(given.by), metric=metric, bars=given.bars, test=given.test,
         correction=given.correction, alpha=given.alpha,
     )  # fmt: skip
-    print(ranks_text(found, given.metric), end="")
+    print(ranks_text(found, metric), end="")
     if given.out:
-        print(*ranks_figure(found, given.out, given.metric), sep="\n")
+        print(*ranks_figure(found, given.out, metric), sep="\n")
     return 0
 
 

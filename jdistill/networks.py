@@ -8,14 +8,16 @@ import jax
 import numpy as np
 
 from jdistill import config as configs
-from jdistill.data import Dataset
+from jdistill.data import Dataset, load_dataset
 from jdistill.errors import UsageError, unknown
+from jdistill.estimators import Estimator
 from jdistill.losses import Loss
 from jdistill.modules import as_model
 from jdistill.optim import Optimizer
 from jdistill.registry import build, options
 from jdistill.schemes import Scheme
 from jdistill.teachers.saved import saved_teacher_node
+from jdistill.teachers.translated import maps_between, translated
 from jdistill.train import Learner
 from jdistill.types import Model
 
@@ -33,14 +35,31 @@ def network(group: str, node: dict[str, Any], outputs: int, dataset: Dataset) ->
     Raises:
       UsageError: a wrong option, or a network that cannot read such data.
     """
+    made = _built(group, node, outputs, dataset)
+    model = made.model(outputs) if isinstance(made, Estimator) else as_model(made)
+    return without_columns(model, dataset.privileged) if group == "student" and dataset.privileged else model
+
+
+def estimator(node: dict[str, Any], outputs: int, dataset: Dataset) -> Estimator | None:
+    """What fits a student that is no network, or None for a network."""
+    made = _built("student", node, outputs, dataset)
+    return made if isinstance(made, Estimator) else None
+
+
+def _built(group: str, node: dict[str, Any], outputs: int, dataset: Dataset) -> Any:
+    """What a node describes, given those of the data's properties that its option takes."""
     name = str(node.get("name"))
     given = {"outputs": outputs, "schema": dataset.schema, "side": dataset.side}
     if name in options(group):
         taken = inspect.signature(options(group)[name].target).parameters
         _require_reader(group, name, "schema" in taken, dataset)
         given = {key: value for key, value in given.items() if key in taken}
-    model = as_model(build(group, node, **given))
-    return without_columns(model, dataset.privileged) if group == "student" and dataset.privileged else model
+    return build(group, node, **given)
+
+
+def columns_kept(dataset: Dataset) -> np.ndarray:
+    """The columns that a student reads."""
+    return np.setdiff1d(np.arange(dataset.input_shape[-1]), dataset.privileged)
 
 
 def _require_reader(group: str, name: str, reads_schema: bool, dataset: Dataset) -> None:
@@ -146,7 +165,29 @@ def _teacher(node: dict[str, Any], config: dict[str, Any], loss: Loss, outputs: 
     if not loss.needs_teacher:
         return None
     optimizer("teacher.optim", node["optim"])
-    configs.teaching({**config, "teacher": node})
+    return teacher_network({**config, "teacher": node}, outputs, dataset)
+
+
+def teacher_network(config: dict[str, Any], outputs: int, dataset: Dataset) -> Model:
+    """The network of the group `teacher` for requests in `dataset`'s numbers, also where it learned other data's.
+
+    Raises:
+      UsageError: a wrong option, a saved teacher that does not fit, or a catalogue that has nothing in common.
+    """
+    own, width = teacher_data(config, outputs, dataset)
+    node = config["teacher"]
     if node["checkpoint"]:
-        node = saved_teacher_node(node, outputs, dataset.input_shape)
-    return network("teacher", node, outputs, dataset)
+        node = saved_teacher_node(node, width, own.input_shape)
+    model = network("teacher", node, width, own)
+    if own is dataset or maps_between(dataset, own) is None:
+        return model
+    return translated(model, dataset.schema.users, dataset.schema.items)
+
+
+def teacher_data(config: dict[str, Any], outputs: int, dataset: Dataset) -> tuple[Dataset, int]:
+    """The data that numbers the teacher's users and items, and its number of logits; of other tasks the run's own."""
+    changed = configs.teaching(config)
+    if not dataset.schema.items or changed["data"] == config["data"]:
+        return dataset, outputs
+    own = load_dataset(changed)
+    return own, configs.option("task", changed).width(own)

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from jdistill.applying import Share, computing, sharing
 from jdistill.errors import UsageError
+from jdistill.losses.wrappers import takes_candidates
 from jdistill.method import Stage, Term
 from jdistill.sampling import Known
 from jdistill.teachers.targets import Live, Target
@@ -180,16 +181,27 @@ def _known(frozen: PyTree, teacher: str | None) -> Known | None:
 
 
 def _on_drawn(term: Term, context: Context) -> Context:
-    """The context of a loss that draws its own candidates: the networks' logits are of those, their features as before."""
+    """The context of a loss that draws candidates: logits are of those (behind the task's, for a sum), features as before."""
     batch, known = context.batch, context.known
     if known is None:
         raise UsageError("this loss draws items for users, which this task has none of; use task=recommend or next_item")
+    if term.loss.ranking != (0, 0) and known.ranking is None:
+        raise UsageError(
+            "this loss draws from the ranking of a frozen teacher, which this scheme has none of; use scheme=offline"
+        )
     drawn = term.loss.draw(jax.random.fold_in(context.key, 0), known, batch["inputs"]["user"])
     request = {**batch["inputs"], "items": drawn}
-    student = context.student._replace(logits=context.student_network.outputs(request).logits)
-    teacher, network = context.teacher, context.teacher_network
-    if teacher is not None and network is not None:
-        teacher = teacher._replace(logits=jax.lax.stop_gradient(network.outputs(request).logits))
+
+    def of(outputs: Outputs | None, network: Network | None) -> Outputs | None:
+        if outputs is None or network is None:
+            return outputs
+        logits = network.outputs(request).logits
+        return outputs._replace(logits=jnp.concatenate([outputs.logits, logits], 1) if takes_candidates(term.loss) else logits)
+
+    student, teacher = of(context.student, context.student_network), of(context.teacher, context.teacher_network)
+    assert student is not None
+    if teacher is not None:
+        teacher = teacher._replace(logits=jax.lax.stop_gradient(teacher.logits))
     return context._replace(student=student, teacher=teacher)
 
 

@@ -244,7 +244,7 @@ class _Training:
         setup = self._setup(teachers)
         name, reason = choose_strategy(self.blueprint, setup.members[0].initial)
         prepared, compiled = _clock(), CompileClock.spent()
-        fitted = fit(setup)
+        fitted = self._fit_estimator(setup, teachers) if self.blueprint.estimator else fit(setup)
         trained, compiled_train = _clock(), CompileClock.spent()
         share = 1 / len(self.places)
         times = {
@@ -271,6 +271,12 @@ class _Training:
             outcome if isinstance(outcome, Exception) else {**outcome, **about}
             for outcome in self._measured(fitted, answers(self.blueprint.task, teachers), times)
         ]
+
+    def _fit_estimator(self, setup: Any, teachers: dict[str, Teacher]) -> list[Any]:
+        """A student that is no network, of a single run: `sweep.plan` stacks none."""
+        from jdistill.estimators.training import fit_estimator
+
+        return [fit_estimator(self.blueprint, setup.members[0], teachers, self.blueprint.config["seed"])]
 
     def _setup(self, teachers: dict[str, Teacher]) -> Any:
         blueprint, seeds = self.blueprint, [b.config["seed"] for b in self.blueprints]

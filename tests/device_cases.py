@@ -23,7 +23,7 @@ from jdistill.modules import from_linen  # noqa: E402
 from jdistill.parallel import Auto, Data, Members, Pmap, Single  # noqa: E402
 from jdistill.schemes import Online  # noqa: E402
 from jdistill.stages import enter_stage, init_state  # noqa: E402
-from jdistill.tasks.classification import OBSERVED, hits  # noqa: E402
+from jdistill.tasks.classification import Classification, hits  # noqa: E402
 from jdistill.teachers.targets import Lookup  # noqa: E402
 from jdistill.train import Keys, epoch_order, take_jit, zero_totals  # noqa: E402
 from tests import tiny  # noqa: E402
@@ -92,7 +92,7 @@ def train(layout, parts, stage, frozen, strategy="loop", epochs=2):
     parts = parts._replace(microbatches=layout.microbatches)
     programs = layout.programs(parts)
     state = layout.put(begin(parts, stage, frozen))
-    totals = layout.put(jax.tree.map(jnp.asarray, zero_totals(stage, OBSERVED)))
+    totals = layout.put(jax.tree.map(jnp.asarray, zero_totals(stage, Classification.observed)))
     frozen, data = layout.put(frozen), layout.put_data(tiny.data(dtype=np.float64))
     keys, lengths = Keys.of(3), (jnp.float32(3), jnp.float32(epochs))
     for epoch in range(epochs):
@@ -162,7 +162,7 @@ def population(layout, count=8):
         state, totals, stages, step_keys, order = place.put(
             (
                 stacked([begin(parts, stage, frozen, seed) for seed in range(count)]),
-                stacked([jax.tree.map(jnp.asarray, zero_totals(stage, OBSERVED))] * count),
+                stacked([jax.tree.map(jnp.asarray, zero_totals(stage, Classification.observed))] * count),
                 stacked([stage] * count),
                 stacked([k.step for k in keys]),
                 stacked([epoch_order(k.order, tiny.EXAMPLES, np.int32(0)) for k in keys]),

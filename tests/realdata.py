@@ -6,8 +6,13 @@ from pathlib import Path
 import pytest
 
 from jdistill.data.published import CIFAR10, CIFAR100, FASHION_MNIST, MNIST
+from jdistill.data.search.icecat import ICECAT
+from jdistill.data.search.lambdarank import LAMBDARANK
 
-PUBLISHED = {"mnist": MNIST, "fashion_mnist": FASHION_MNIST, "cifar10": CIFAR10, "cifar100": CIFAR100}
+PUBLISHED = {
+    "mnist": MNIST, "fashion_mnist": FASHION_MNIST, "cifar10": CIFAR10, "cifar100": CIFAR100,
+    "icecat": ICECAT, "lambdarank": LAMBDARANK,
+}  # fmt: skip
 
 
 def require(name: str) -> Path:

@@ -7,17 +7,24 @@ from scipy.special import expit, softmax
 from scipy.stats import entropy
 from sklearn.metrics import accuracy_score, log_loss
 
+from jdistill.data import Dataset
 from jdistill.errors import UsageError
 from jdistill.losses import CrossEntropy
 from jdistill.registry import build
 from jdistill.tasks import Classification
-from jdistill.tasks.classification import OBSERVED, hits, metrics
+from jdistill.tasks.classification import hits, metrics
 from jdistill.types import Outputs
 
 RANDOM = np.random.default_rng(0)
 LOGITS, TEACHER = RANDOM.normal(size=(2, 200, 5)).astype(np.float32) * 3
 LABEL = RANDOM.integers(0, 5, 200).astype(np.int32)
 ONE, BINARY = LOGITS[:, :1], LABEL % 2
+
+
+def of(classes):
+    """Data of so many classes."""
+    rows = {"inputs": np.zeros((2, 3), np.float32), "label": np.zeros(2, np.int32), "index": np.arange(2, dtype=np.int32)}
+    return Dataset("rows", rows, rows, rows, classes, (0.0,), (1.0,), 1.0, None, {})
 
 
 def calibration_error(p, label, bins=15):
@@ -73,14 +80,14 @@ def test_hits_are_the_training_accuracy():
     np.testing.assert_array_equal(hits(Outputs(jnp.asarray(LOGITS), {}), batch)["accuracy"], LOGITS.argmax(1) == LABEL)
     one = hits(Outputs(jnp.asarray(ONE), {}), {"label": jnp.asarray(BINARY)})
     np.testing.assert_array_equal(one["accuracy"], (ONE[:, 0] > 0) == BINARY)
-    assert tuple(one) == OBSERVED
+    assert tuple(one) == Classification.observed
 
 
 def test_classification():
     assert Classification(label_smoothing=0.1).loss() == CrossEntropy(label_smoothing=0.1)
-    assert Classification().width(7) == 7 and build("task", {"name": "binary"}).width(2) == 1
-    with pytest.raises(ValueError, match=r"^task\.outputs=sigmoid needs data of 2 classes, this has 3; use softmax"):
-        build("task", {"name": "binary"}).width(3)
+    assert Classification().width(of(7)) == 7 and build("task", {"name": "binary"}).width(of(2)) == 1
+    with pytest.raises(UsageError, match=r"^task\.outputs=sigmoid needs data of 2 classes, this has 3; use softmax"):
+        build("task", {"name": "binary"}).width(of(3))
     for key, value in (("weight", -1.0), ("label_smoothing", 1.0), ("outputs", "sigmod")):
         with pytest.raises(UsageError, match=rf"^task\.{key} must be"):
             build("task", {"name": "classification", key: value})

@@ -25,7 +25,7 @@ from jdistill.records import MetricsFile
 from jdistill.registry import options
 from jdistill.schemes import Offline, Scheme, Setting
 from jdistill.stages import init_state
-from jdistill.tasks.classification import OBSERVED, hits, metrics
+from jdistill.tasks.classification import Classification, hits, metrics
 from jdistill.teachers.targets import Live
 from jdistill.train import Keys, Learner, Parts, predict
 from jdistill.types import Model
@@ -131,7 +131,7 @@ def setup(folder: Any, own: Method | None = None, *, seed: int = 0, every_steps:
 
     given = {
         "parts": made, "members": (member,), "data": train, "frozen": frozen(), "strategy": "block", "stacked": False,
-        "resident": True, "checkpoints": Checkpoints(folder / "checkpoints"), "observed": OBSERVED, "evaluate": evaluate,
+        "resident": True, "checkpoints": Checkpoints(folder / "checkpoints"), "observed": Classification.observed, "evaluate": evaluate,
         "policy": CheckpointPolicy(every_steps=every_steps, every_seconds=0),
     }  # fmt: skip
     given |= changes

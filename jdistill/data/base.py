@@ -46,11 +46,14 @@ class Side:
     Attributes:
       edges: [N, 2] int32, the training pairs (user, item), each once.
       user_features, item_features: [users, F], [items, F] float32, or None.
+      user_names, item_names: the publisher's ids, [users] and [items], by which two catalogues are compared, or None.
     """
 
     edges: np.ndarray
     user_features: np.ndarray | None = None
     item_features: np.ndarray | None = None
+    user_names: np.ndarray | None = None
+    item_names: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ class Source:
       name: the option's name.
       folders: below the data root, the first that has any of the files is read; downloads go to the first.
       addresses: folders of the publisher, then of a mirror.
-      sha256: file name -> SHA-256, of every file read.
+      sha256: file name -> SHA-256, of every file read; empty where the publisher gives none.
       archive: for sets published as one .tar.gz its name, else None; its members lie in `folders[0]`.
       archive_md5: its MD5, the only checksum its publisher gives.
     """
@@ -37,7 +37,7 @@ def fetch(source: Source, root: str | None, *, download: bool, verify: bool) -> 
         altered (where `verify`).
     """
     folder = locate(source, data_root(root), allow_download=download)
-    read_ = {name: read(folder / name, sha256 if verify else None) for name, sha256 in source.sha256.items()}
+    read_ = {name: read(folder / name, sha256 or None if verify else None) for name, sha256 in source.sha256.items()}
     return {name: file for name, (file, _) in read_.items()}, {name: found for name, (_, found) in read_.items()}
 
 

@@ -19,6 +19,9 @@ FAMILIES = {
     "Relations between examples": ("relations", "graphs", "contrast"),
     "Derivatives with respect to the inputs": ("gradients",),
     "One network's last layer on the other's features": ("reuse",),
+    "Items drawn from a teacher's ranking": ("ranked", "collaborative"),
+    "Lists of candidates or documents": ("listwise", "listwise_kd"),
+    "Embeddings of users and items": ("entities",),
     "Made of other losses": ("wrappers",),
 }
 PLUGINS = "Of plug-ins"
@@ -36,7 +39,7 @@ COLUMNS = ("name", "what", "formula", "paper", "options", "published code")
 
 _FORMULA = re.compile(r"\bvalue (?:i )?\[B\]|\bvalues \[B\]", re.IGNORECASE)
 _END = re.compile(r"[,;]? in float32 or wider")
-_AUTHOR = r"[A-Z][a-z]+(?:-[A-Z][a-z]+)?"
+_AUTHOR = r"(?:Mc)?[A-Z][a-zà-ÿ]+(?:-[A-Z][a-zà-ÿ]+)?"
 _PAPER = re.compile(
     rf"(?P<who>(?:{_AUTHOR}, )*{_AUTHOR}(?: & {_AUTHOR}| et al\.)? (?:19|20)\d\d(?: \([\w-]+\))?),"
     r"(?: (?P<title>\"[^\"]+\"(?: \(\w+\))?))?"

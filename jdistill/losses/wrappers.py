@@ -14,6 +14,7 @@ from jdistill.losses.base import Loss, loss
 from jdistill.losses.logits import as_classes
 from jdistill.pytrees import pytree, require_nonnegative, require_positive, static
 from jdistill.registry import build, number, options
+from jdistill.sampling import Known
 from jdistill.types import Context, Model, Network, Outputs, PyTree
 
 
@@ -31,6 +32,12 @@ class Wrapper(Loss):
     zero_at_teacher = property(lambda self: self.of.zero_at_teacher)  # type: ignore[assignment]
     calls_networks = property(lambda self: self.of.calls_networks)  # type: ignore[assignment]
     reads_initial = property(lambda self: self.of.reads_initial)  # type: ignore[assignment]
+    reads_requests = property(lambda self: self.of.reads_requests)  # type: ignore[assignment]
+    drawn = property(lambda self: self.of.drawn)  # type: ignore[assignment]
+    ranking = property(lambda self: self.of.ranking)  # type: ignore[assignment]
+
+    def draw(self, key: Array, known: Known, user: Array) -> Array:
+        return self.of.draw(key, known, user)
 
     def seen(self, outputs: Outputs) -> Outputs:
         """What `of` sees of a network."""
@@ -215,6 +222,8 @@ class OnClasses(Wrapper):
 class Sum(Loss):
     """Several losses at once: value [B] = sum over them of weight times value.
 
+    Each part that draws candidates sees the logits of its own, each that draws none those of the task (`takes_candidates`).
+
     Attributes:
       losses: the losses.
       weights: of each, >= 0.
@@ -230,6 +239,18 @@ class Sum(Loss):
     zero_at_teacher = property(lambda self: all(one.zero_at_teacher for one in self.losses))  # type: ignore[assignment]
     calls_networks = property(lambda self: any(one.calls_networks for one in self.losses))  # type: ignore[assignment]
     reads_initial = property(lambda self: any(one.reads_initial for one in self.losses))  # type: ignore[assignment]
+    reads_requests = property(lambda self: any(one.reads_requests for one in self.losses))  # type: ignore[assignment]
+    drawn = property(lambda self: sum(one.drawn for one in self.losses))  # type: ignore[assignment]
+
+    @property
+    def ranking(self) -> tuple[int, int]:
+        items, users = zip(*(one.ranking for one in self.losses), strict=True)
+        return max(items), max(users)
+
+    def draw(self, key: Array, known: Known, user: Array) -> Array:
+        """The items of each part that draws, in the order of the parts."""
+        parts = enumerate(self.losses)
+        return jnp.concatenate([one.draw(jax.random.fold_in(key, i), known, user) for i, one in parts if one.drawn], axis=1)
 
     def __post_init__(self) -> None:
         if isinstance(self.weights, tuple):
@@ -244,7 +265,11 @@ class Sum(Loss):
     def evaluate(self, params: PyTree, state: PyTree, context: Context) -> tuple[Array, PyTree]:
         values, states = [], {}
         for i, (name, one) in enumerate(zip(self.names, self.losses, strict=True)):
-            own = context._replace(key=jax.random.fold_in(context.key, i))
+            own = context._replace(
+                key=jax.random.fold_in(context.key, i),
+                student=self._columns(i, context.student),
+                teacher=None if context.teacher is None else self._columns(i, context.teacher),
+            )
             value, states[name] = one.evaluate(params[name], state[name], own)
             values.append(self.weights[i] * value)
         return sum(values[1:], start=values[0]), states
@@ -270,8 +295,30 @@ class Sum(Loss):
         ones = tuple(1.0 for _ in losses)
         return Sum(losses=losses, weights=ones, names=self.names), max(prior[1] for prior in found if prior)
 
+    def _columns(self, i: int, outputs: Outputs) -> Outputs:
+        """What part `i` sees: the logits of the task's candidates, of those that it drew, or of both."""
+        if not self.drawn:
+            return outputs
+        one, logits = self.losses[i], outputs.logits
+        candidates = logits.shape[1] - self.drawn
+        start = candidates + sum(earlier.drawn for earlier in self.losses[:i])
+        columns = logits[:, start : start + one.drawn]
+        if takes_candidates(one):
+            columns = jnp.concatenate([logits[:, :candidates], columns], axis=1)
+        return outputs._replace(logits=columns)
+
     def _each(self, make: Callable[[Loss, int], PyTree]) -> dict[str, PyTree]:
         return {name: make(one, i) for i, (name, one) in enumerate(zip(self.names, self.losses, strict=True))}
+
+
+def takes_candidates(one: Loss) -> bool:
+    """Whether a loss reads the logits of the task's candidates, which then come before those of the items it draws.
+
+    So do losses that draw nothing, and a `Sum` with a part that draws nothing.
+    """
+    if isinstance(one, Wrapper):
+        return takes_candidates(one.of)
+    return any(map(takes_candidates, one.losses)) if isinstance(one, Sum) else not one.drawn
 
 
 @pytree

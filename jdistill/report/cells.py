@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 DASH = "-"
 _REASON = 72  # characters of an error that fit a cell
 _PERCENT = ("accuracy", "agreement")
-_LOWER = ("cross_entropy", "loss", "error", "rmse", "mse", "mae", "ece", "nll", "brier", "kl", "perplexity")
+_LOWER = ("cross_entropy", "loss", "error", "rmse", "mse", "mae", "ece", "nll", "brier", "kl", "perplexity", "log_loss")
 
 
 @dataclass(frozen=True)

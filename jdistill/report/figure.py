@@ -48,7 +48,7 @@ def scatter_figure(
     frame: pd.DataFrame,
     path: str | os.PathLike[str],
     x: str = "size.bytes",
-    y: str = "metrics.test.accuracy",
+    y: str | None = None,
     by: str | Sequence[str] | None = None,
 ) -> list[Path]:
     """One point a group (mean over its finished runs, bars: sample standard deviation), the Pareto front, the teacher.
@@ -67,6 +67,7 @@ def scatter_figure(
     Raises:
       UsageError: an unknown column or key, a suffix Matplotlib cannot write, no finished run with both numbers.
     """
+    y = y or f"metrics.test.{keys.primary(frame)}"
     columns, groups = _groups(frame, by, (x, y))
     points = {
         values: (stats.mean_std([r[x] for r in runs]), stats.mean_std([r[y] for r in runs])) for values, runs in groups.items()
@@ -90,7 +91,7 @@ def scatter_figure(
 def curves_figure(
     frame: pd.DataFrame,
     path: str | os.PathLike[str],
-    y: str = "validation.accuracy",
+    y: str | None = None,
     x: str = "epoch",
     by: str | Sequence[str] | None = None,
     most: int | None = None,
@@ -103,13 +104,14 @@ def curves_figure(
     Args:
       frame: from `collect`; its column `path` says where the runs are.
       path, by: as for `scatter_figure`.
-      y, x: keys of the lines of `metrics.jsonl`, dotted.
+      y, x: keys of the lines of `metrics.jsonl`, dotted; without a y the task's metric on the validation split.
       most: draw at most so many groups: those with the best mean `y` of finished runs (as in their results), the best
         one with `loss=none` always among them; the title says so. Only their files are read.
 
     Raises:
       UsageError: no run has such curves (the message lists the keys there are), an unknown key or suffix.
     """
+    y = y or f"validation.{keys.primary(frame)}"
     columns, groups = _groups(frame[frame["status"] != "pruned"], by, ())
     groups, title = (groups, "") if most is None or len(groups) <= most else _best(groups, columns, y, most)
     lines = {
@@ -139,12 +141,13 @@ def curves_figure(
 
 
 def held_out_curves(frame: pd.DataFrame, path: str | os.PathLike[str], by: str | Sequence[str] | None = None) -> list[Path]:
-    """`curves_figure` of the best rows by accuracy on what was held out (validation, else test), else in training.
+    """`curves_figure` of the best rows by the task's metric on what was held out (validation, else test), else in training.
 
     Returns:
       The files written; none where no finished run has such curves.
     """
-    for y in ("validation.accuracy", "test.accuracy", "train.accuracy"):
+    name = keys.primary(frame)
+    for y in (f"validation.{name}", f"test.{name}", f"train.{name}"):
         if f"metrics.{y}" in frame and frame[f"metrics.{y}"].notna().any():
             with contextlib.suppress(UsageError):  # runs that were evaluated on it only at their end have no curves of it
                 return curves_figure(frame, path, y, by=by, most=ROWS)

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jdistill.errors import unknown
 from jdistill.report.collect import parse_overrides
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 Record = dict[str, Any]
 SEED = "config.seed"
+
+
+def primary(frame: pd.DataFrame) -> str:
+    """The metric that the runs' task is judged by: the first run's where they differ, `accuracy` where none says."""
+    said = frame["primary"].dropna().tolist() if "primary" in frame else []
+    return str(said[0]) if said else "accuracy"
 
 
 def missing(value: Any) -> bool:

@@ -141,7 +141,7 @@ def critical_difference(methods: int, blocks: int, alpha: float = 0.05) -> float
 
 
 def ranks_of_runs(
-    frame: pd.DataFrame, by: str | Sequence[str] | None = None, metric: str = "test.accuracy", **options: Any
+    frame: pd.DataFrame, by: str | Sequence[str] | None = None, metric: str | None = None, **options: Any
 ) -> Ranks:
     """`rank` with methods from the columns `by` of a frame (as for `make_table`) and seeds as blocks.
 

@@ -36,7 +36,7 @@ def make_table(
     frame: pd.DataFrame,
     by: str | Sequence[str] | None = None,
     baseline: str | None = "auto",
-    metric: str = "test.accuracy",
+    metric: str | None = None,
     metrics: Sequence[str] = (),
     columns: Sequence[str] | None = None,
     test: str = "t",
@@ -53,7 +53,7 @@ def make_table(
         None: the keys that vary over the runs, except seeds.
       baseline: `key=value`, several joined by commas, such as `loss=none`. Each row is compared with the baseline row
         that has the same values of the other keys. `auto`: `loss=none` where such runs exist; None: no comparison.
-      metric: the metric that is compared, `split.name`.
+      metric: the metric that is compared, `split.name`; None: the task's own, on the test split.
       metrics: more metrics to show, such as `teacher_agreement` (of the split of `metric`).
       columns: names out of `COLUMNS`, metrics, or numeric columns of the frame, in this order; None: all with data.
       test, correction, level, alpha, power: see `stats.compare` and `stats.correct`.
@@ -66,6 +66,7 @@ def make_table(
     if not records:
         raise UsageError("there are no runs to make a table of")
     names = list(map(str, frame.columns))
+    metric = metric or f"test.{keys.primary(frame)}"
     main = metric = _metric(names, records, metric if "." in metric else f"test.{metric}")
     split = metric.rpartition(".")[0]
 

@@ -106,6 +106,8 @@ def width_of(blueprint: Blueprint, count: int, settings: Settings) -> tuple[int,
     cpu = (settings.platform or jax.default_backend()) == "cpu"
     if count == 1:
         return 1, "the only job of its structure"
+    if blueprint.estimator is not None:
+        return 1, "fitted one by one, not by gradients"
     if settings.strategy == "loop":
         return 1, "asked for by hydra.launcher.strategy"
     if not blueprint.parallel.stacks:

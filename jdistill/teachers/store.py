@@ -17,24 +17,26 @@ import jax.numpy as jnp
 import numpy as np
 
 from jdistill import config as configs
-from jdistill.blueprint import Blueprint, labels, load_dataset
+from jdistill.blueprint import Blueprint, labels
 from jdistill.checkpoint import Checkpoints, restore, save, write_json
 from jdistill.compress.artifact import read_artifact, restore_structure
-from jdistill.data import Dataset
+from jdistill.data import Dataset, load_dataset
 from jdistill.environment import environment
 from jdistill.errors import RunError, UsageError
 from jdistill.fit import fit_one
 from jdistill.fitting import Member
 from jdistill.method import Method, Stage
-from jdistill.networks import network, optimizer
+from jdistill.networks import network, optimizer, teacher_data, teacher_network
 from jdistill.paths import cache_folder
 from jdistill.ranking import teacher_ranking
 from jdistill.records import MetricsFile
 from jdistill.sampling import Ranking
+from jdistill.schemes import Offline
 from jdistill.tasks.base import Answer
 from jdistill.teachers.given import given_logits
 from jdistill.teachers.saved import read_manifest, require_fit
 from jdistill.teachers.targets import Live, Lookup, Target
+from jdistill.teachers.translated import maps_between, with_maps
 from jdistill.train import EVAL_CHUNK, Keys, Learner, Parts
 from jdistill.training import Progress, Stop, initial_state, never, silent, training
 from jdistill.types import Model, Outputs, PyTree
@@ -88,7 +90,7 @@ def prepare(
     folder = Path(given) if given else teacher_folder(config)
     if not given and not (folder / "manifest.json").is_file():
         _train_once(blueprint, folder, stop, progress)
-    nodes = json.dumps({group: config[group] for group in ("data", "task")})
+    nodes = json.dumps({group: config[group] for group in ("data", "task", "teacher")})
     return _ready(str(folder), _stamp(folder), nodes, blueprint.outputs, features, live, depth)
 
 
@@ -116,7 +118,11 @@ def _train_once(blueprint: Blueprint, folder: Path, stop: Stop, progress: Progre
     config = configs.teaching(blueprint.config)
     alone = blueprint.parallel.alone  # the other processes wait for the lock
     task = configs.option("task", config)
-    blueprint = dataclasses.replace(blueprint, config=config, dataset=load_dataset(config), task=task, parallel=alone)
+    dataset = load_dataset(config)
+    outputs = task.width(dataset)
+    blueprint = dataclasses.replace(
+        blueprint, config=config, dataset=dataset, task=task, outputs=outputs, parallel=alone, scheme=Offline()
+    )
     with _locked(folder):
         if (folder / "manifest.json").is_file():
             return  # another process trained it while this one waited
@@ -182,11 +188,14 @@ def _ready(
 ) -> Teacher:
     config = json.loads(nodes)
     dataset, task = load_dataset(config), configs.option("task", config)
+    own, width = teacher_data(config, outputs, dataset)
     node, manifest = read_manifest(Path(folder))
-    require_fit(Path(folder), manifest, outputs, dataset.input_shape)
-    model = network("teacher", node, outputs, dataset)
+    require_fit(Path(folder), manifest, width, own.input_shape)
+    variables = _load(Path(folder), network("teacher", node, width, own), own, manifest)
+    model = teacher_network(config, outputs, dataset)
+    if own is not dataset and (maps := maps_between(dataset, own)) is not None:
+        variables = with_maps(variables, maps)
     live = live or task.sampler(dataset) is not None
-    variables = _load(Path(folder), model, dataset, manifest)
     target, arrays = (Live(model), variables) if live else _target(model, variables, dataset, features)
     record = {
         "name": node["name"],

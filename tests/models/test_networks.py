@@ -1,6 +1,7 @@
 """Every registered network: parameter counts, features, values against PyTorch, refused fields."""
 
 import functools
+import inspect
 import math
 
 import jax
@@ -47,7 +48,7 @@ COUNTS = {
     "mlp": 101_636,  # as a student: 3,072*32+32 + 32*100+100
 }
 
-NAMES = sorted(options("student"))
+NAMES = sorted(COUNTS)  # the networks for images
 
 
 def network(name, group="student", outputs=100, **fields):
@@ -70,7 +71,12 @@ def count(tree):
 
 
 def test_every_option_is_counted_and_in_both_groups():
-    assert set(COUNTS) == set(NAMES) == set(options("teacher")) - {"none", "logits"}
+    others = {
+        name for name, option in options("student").items()
+        if {"schema", "side"} & set(inspect.signature(option.target).parameters) or name.startswith("ltr_")
+    } | {"tree", "gbt"}  # fmt: skip
+    assert set(COUNTS) == set(options("student")) - others
+    assert set(COUNTS) == set(options("teacher")) - {"none", "logits"} - others
 
 
 @pytest.mark.parametrize("name", NAMES)

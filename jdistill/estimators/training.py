@@ -1,0 +1,76 @@
+"""Fitting a student that is no network: to labels, and to what a teacher says of the training rows."""
+
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jdistill.blueprint import Blueprint
+from jdistill.errors import UsageError
+from jdistill.fitting import Fitted, Member
+from jdistill.networks import columns_kept
+from jdistill.schemes import Offline
+from jdistill.tasks import Regression
+from jdistill.tasks.classification import log_probabilities
+from jdistill.teachers.store import Teacher
+from jdistill.teachers.targets import Lookup
+
+LOSSES = ("none", "kd")
+
+
+def require_fittable(blueprint: Blueprint) -> None:
+    """Raises `UsageError` for what only networks can do, where the student is none."""
+    config = blueprint.config
+    name, loss = f"student={config['student']['name']}", config["loss"]["name"]
+    if loss not in LOSSES:
+        raise UsageError(
+            f"{name} is fitted to labels and soft labels, not by gradients: set loss=none or loss=kd, got loss={loss}"
+        )
+    if not isinstance(blueprint.scheme, Offline):
+        raise UsageError(f"{name} is fitted once, got scheme={config['scheme']['name']}; set scheme=offline")
+    if any(compressor.recover_epochs for compressor in blueprint.compressors):
+        raise UsageError(f"{name} cannot be trained on after compression; leave recover_epochs at 0")
+    for key, value in (("loss.weight", blueprint.weight), ("task.weight", blueprint.task.weight)):
+        if not isinstance(value, int | float):
+            raise UsageError(f"{key} is a schedule, but {name} is fitted once; give a number")
+
+
+def fit_estimator(blueprint: Blueprint, member: Member, teachers: dict[str, Teacher], seed: int) -> Fitted:
+    """The student fitted to (task.weight labels + loss.weight soft labels) / (their sum), as `fit` gives a network.
+
+    Soft labels are the teacher's probabilities at the loss's temperature; for numbers, its predictions.
+    """
+    started, dataset, estimator = time.perf_counter(), blueprint.dataset, blueprint.estimator
+    assert estimator is not None
+    prepared = jax.jit(dataset.preprocess)  # as compiled for evaluation: the last bit may decide on which side of a threshold
+    inputs = np.asarray(prepared(dataset.train["inputs"]))
+    if dataset.privileged:
+        inputs = inputs[..., columns_kept(dataset)]
+    params = estimator.fit(inputs, _targets(blueprint, teachers), seed)
+    variables = jax.tree.map(jnp.asarray, params), {}
+    answer = blueprint.task.answer(blueprint.student, dataset, variables, "train")
+    train = blueprint.task.metrics(answer, dataset, "train")
+    member.metrics.append({"stage": "fit", "epoch": 1, "step": 0, "train": train})
+    return Fitted(member.initial, 0, variables, 1, train, time.perf_counter() - started, len(inputs))
+
+
+def _targets(blueprint: Blueprint, teachers: dict[str, Teacher]) -> np.ndarray:
+    dataset, label = blueprint.dataset, blueprint.dataset.train["label"]
+    numbers = isinstance(blueprint.task, Regression)
+    hard: Any = label.astype(np.float64) if numbers else np.eye(dataset.classes)[label]
+    if not teachers or blueprint.config["loss"]["name"] == "none":
+        return hard
+    logits = blueprint.task.combine([_on_training_rows(blueprint, teacher) for teacher in teachers.values()])
+    assert logits is not None
+    soft = logits[:, 0] if numbers else np.exp(log_probabilities(logits / float(blueprint.loss.temperature)))  # type: ignore[attr-defined]
+    own, weight = float(blueprint.task.weight), float(blueprint.weight)
+    return (own * hard + weight * soft) / (own + weight)
+
+
+def _on_training_rows(blueprint: Blueprint, teacher: Teacher) -> np.ndarray:
+    """The teacher's logits [N, K] of the training rows."""
+    if isinstance(teacher.target, Lookup):
+        return np.asarray(teacher.arrays.logits)
+    return blueprint.task.answer(teacher.target.model, blueprint.dataset, teacher.variables, "train")  # type: ignore[attr-defined]
