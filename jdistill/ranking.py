@@ -34,9 +34,16 @@ def met_in_training(dataset: Dataset) -> Lists:
 
 @functools.lru_cache(maxsize=8)
 def excluded_from(dataset: Dataset, split: str) -> Lists:
-    """For each row of a split the items that are not to be recommended: met in training or, for the test, in validation."""
-    users = getattr(dataset, split)["inputs"][:, 0]
+    """For each row of a split the items that are not to be recommended.
+
+    Those met in training and, for the test, in validation; of a user without training rows, those of the request's history.
+    """
+    requests = getattr(dataset, split)["inputs"]
+    users = requests[:, 0]
     parts = [_lists_of_rows(met_in_training(dataset), users)]
+    cold = np.diff(met_in_training(dataset).start)[users] == 0
+    rows, column = np.nonzero(cold[:, None] & (requests[:, 1:] < dataset.schema.items))
+    parts.append((rows, requests[rows, 1 + column]))
     if split == "test" and len(dataset.validation["label"]):
         rows, column = np.nonzero(dataset.validation["label"] >= 0)
         held = as_lists(dataset.validation["inputs"][rows, 0], dataset.validation["label"][rows, column], dataset.schema.users)

@@ -56,7 +56,8 @@ class Known(NamedTuple):
 def as_lists(user: np.ndarray, value: np.ndarray, users: int) -> Lists:
     """`Lists` (host arrays) of pairs [N] in any order; repeated pairs count once. `users` is the number of lists."""
     width = int(value.max(initial=0)) + 1
-    pairs = np.unique(user.astype(np.int64) * width + value)
+    pairs = np.sort(user.astype(np.int64) * width + value)  # np.unique hashes: several times slower on millions
+    pairs = pairs[np.append(True, pairs[1:] != pairs[:-1])[: len(pairs)]]
     start = np.searchsorted(pairs // width, np.arange(users + 1)).astype(np.int32)
     return Lists(start, (pairs % width).astype(np.int32))
 

@@ -131,8 +131,8 @@ def setup(folder: Any, own: Method | None = None, *, seed: int = 0, every_steps:
 
     given = {
         "parts": made, "members": (member,), "data": train, "frozen": frozen(), "strategy": "block", "stacked": False,
-        "resident": True, "checkpoints": Checkpoints(folder / "checkpoints"), "observed": Classification.observed, "evaluate": evaluate,
-        "policy": CheckpointPolicy(every_steps=every_steps, every_seconds=0),
+        "resident": True, "checkpoints": Checkpoints(folder / "checkpoints"), "observed": Classification.observed,
+        "evaluate": evaluate, "policy": CheckpointPolicy(every_steps=every_steps, every_seconds=0),
     }  # fmt: skip
     given |= changes
     return Setup(**given)

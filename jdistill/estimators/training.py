@@ -16,6 +16,7 @@ from jdistill.tasks import Regression
 from jdistill.tasks.classification import log_probabilities
 from jdistill.teachers.store import Teacher
 from jdistill.teachers.targets import Lookup
+from jdistill.types import PyTree
 
 LOSSES = ("none", "kd")
 
@@ -49,7 +50,7 @@ def fit_estimator(blueprint: Blueprint, member: Member, teachers: dict[str, Teac
     if dataset.privileged:
         inputs = inputs[..., columns_kept(dataset)]
     params = estimator.fit(inputs, _targets(blueprint, teachers), seed)
-    variables = jax.tree.map(jnp.asarray, params), {}
+    variables: tuple[PyTree, PyTree] = jax.tree.map(jnp.asarray, params), {}
     answer = blueprint.task.answer(blueprint.student, dataset, variables, "train")
     train = blueprint.task.metrics(answer, dataset, "train")
     member.metrics.append({"stage": "fit", "epoch": 1, "step": 0, "train": train})
