@@ -18,7 +18,7 @@ from jdistill.estimators import Estimator
 from jdistill.fitting import CheckpointPolicy, sample_of, steps_per_epoch
 from jdistill.losses import Loss
 from jdistill.method import Method, Rows, Stage, Term
-from jdistill.networks import Frozen, estimator, frozen_networks, network, optimizer, trained_networks
+from jdistill.networks import Frozen, estimator, frozen_networks, has_network, network, optimizer, trained_networks
 from jdistill.optim import Optimizer
 from jdistill.parallel import Layout
 from jdistill.pytrees import Carried, as_leaves, require_nonnegative, structure_key
@@ -134,6 +134,8 @@ class Blueprint:
     def _group(self) -> tuple[Any, ...]:
         data = configs.without(self.config, configs.OPERATIONAL)["data"]
         teachers = tuple((name, configs.teacher_fingerprint(frozen.config)) for name, frozen in self.teachers.items())
+        if self.config["transfer"]["inherit"]:
+            teachers += (("inherited", configs.teacher_fingerprint(self.config)),)
         method = structure_key(jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), self.method()))
         return self.student, self.learners, teachers, json.dumps(data, sort_keys=True), method
 
@@ -141,7 +143,7 @@ class Blueprint:
         """Runs with equal populations can be trained as one: same program, same data, same steps, same evaluations."""
         config = self.config
         same = {name: config[name] for name in ("parallel", "report", "checkpoint")}
-        every = {name: config["evaluate"][name] for name in ("every", "patience", "latency", "repeats")}
+        every = {name: config["evaluate"][name] for name in ("every", "on", "patience", "latency", "repeats")}
         epochs = tuple(int(stage.optim.epochs) for stage in self.method().stages)
         arrays = {k: v.tobytes() for k, v in self.scheme.arrays(self.dataset.train["label"]).items()}
         return self.group(), epochs, json.dumps({**same, **every}, sort_keys=True), tuple(sorted(arrays.items()))
@@ -211,6 +213,9 @@ def check(blueprint: Blueprint) -> None:
         raise UsageError("parallel.microbatches takes means over parts of a batch; task.reduction=sum needs microbatches=1")
     if blueprint.config["report"] == "best_val" and not len(dataset.validation["label"]):
         raise UsageError("report=best_val needs validation data, got data.validation=0; set data.validation=0.1 or report=last")
+    if blueprint.config["transfer"]["inherit"] and not has_network(blueprint.config["teacher"]):
+        name = blueprint.config["teacher"]["name"]
+        raise UsageError(f"transfer.inherit=true needs a teacher network, got teacher={name}; choose one")
     for frozen in blueprint.teachers.values():
         if frozen.model is None:
             if dataset.schema.items:

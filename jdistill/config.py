@@ -38,12 +38,15 @@ class EvaluateConfig:
 
     Attributes:
       every: epochs between validations while training.
+      on: the split of those: validation, or test for the learning curves that some papers show; nothing may then be chosen
+        by them.
       latency: time the artifact; `repeats` timed calls at each batch size.
-      patience: epochs of the last stage without a better validation accuracy, after which training ends; 0 for never.
+      patience: epochs of the last stage without a better validation metric, after which training ends; 0 for never.
       predictions: write `predictions.npz`: `ids`, `label`, `logits` and (with a teacher) `teacher_logits` of the test split.
     """
 
     every: int = 1
+    on: str = "validation"
     patience: int = 0
     latency: bool = True
     repeats: int = 100
@@ -52,10 +55,17 @@ class EvaluateConfig:
 
 @dataclasses.dataclass
 class TransferConfig:
-    """Which training examples the student sees (a frozen teacher has seen all): `keep` these classes, `omit` those."""
+    """What the student gets of data and teacher.
+
+    Attributes:
+      keep, omit: the classes whose training examples the student sees, or does not (a frozen teacher has seen all).
+      inherit: the student starts with those of the teacher's parameters that have the name and shape of its own: a shared
+        encoder, also where the teacher learned another catalogue (`teacher.data`).
+    """
 
     keep: list[int] | None = None
     omit: list[int] = dataclasses.field(default_factory=list)
+    inherit: bool = False
 
 
 @dataclasses.dataclass
@@ -129,9 +139,14 @@ def check_root(config: dict[str, Any]) -> None:
     require_one_of(("last", "best_val", "best_test"), report=config["report"])
     if not isinstance(config["seed"], int):
         raise UsageError(f"seed must be an integer, got {config['seed']!r}")
+    if config["evaluate"]["on"] == "test" and (config["report"] == "best_val" or config["evaluate"]["patience"]):
+        raise UsageError(
+            "evaluate.on=test shows curves only: set report=last and evaluate.patience=0, or evaluate.on=validation"
+        )
     try:
         require_positive(every=config["evaluate"]["every"], repeats=config["evaluate"]["repeats"])
         require_nonnegative(patience=config["evaluate"]["patience"])
+        require_one_of(("validation", "test"), on=config["evaluate"]["on"])
     except UsageError as error:
         raise UsageError(f"evaluate.{error}") from error
 

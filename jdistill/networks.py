@@ -5,6 +5,7 @@ import inspect
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jdistill import config as configs
@@ -19,7 +20,7 @@ from jdistill.schemes import Scheme
 from jdistill.teachers.saved import saved_teacher_node
 from jdistill.teachers.translated import maps_between, translated
 from jdistill.train import Learner
-from jdistill.types import Model
+from jdistill.types import Model, PyTree
 
 
 class Frozen(NamedTuple):
@@ -166,6 +167,30 @@ def _teacher(node: dict[str, Any], config: dict[str, Any], loss: Loss, outputs: 
         return None
     optimizer("teacher.optim", node["optim"])
     return teacher_network({**config, "teacher": node}, outputs, dataset)
+
+
+def inherited(own: PyTree, other: PyTree) -> tuple[PyTree, list[str]]:
+    """`own` parameters with those leaves of `other` that have the same path and shape, and the paths.
+
+    Raises:
+      UsageError: there is none.
+    """
+    given = {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in jax.tree.leaves_with_path(other)}
+    taken: list[str] = []
+
+    def choose(path: Any, leaf: Any) -> Any:
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        if name not in given or given[name].shape != leaf.shape:
+            return leaf
+        taken.append(name)
+        return jnp.array(given[name], leaf.dtype)
+
+    out = jax.tree.map_with_path(choose, own)
+    if not taken:
+        raise UsageError(
+            "transfer.inherit=true, but no parameter of the student has the name and shape of one of the teacher's"
+        )
+    return out, taken
 
 
 def teacher_network(config: dict[str, Any], outputs: int, dataset: Dataset) -> Model:

@@ -26,11 +26,12 @@ from jdistill.evaluation import Deployed, answers, deploy, latencies
 from jdistill.fit import fit
 from jdistill.fitting import Fitted, Member
 from jdistill.machine import MACHINE
+from jdistill.networks import inherited
 from jdistill.records import Discard, MetricsFile
 from jdistill.schemes import Offline
 from jdistill.standing import FINAL, Interrupted, status_of
 from jdistill.sweep.units import Job, Judge, Outcome
-from jdistill.teachers.store import Teacher, prepare
+from jdistill.teachers.store import Teacher, prepare, weights
 from jdistill.teachers.targets import Live, Target
 from jdistill.train import Keys, TrainState
 from jdistill.training import Progress, Stop, choose_strategy, initial_state, never, silent, training
@@ -230,6 +231,7 @@ class _Training:
         self.places, self.population, self.folder = places, population, folder
         self.stop, self.progress, self.judge = stop, progress, judge
         self.stacked = folder is not None
+        self.inherited: PyTree = None
         self.blueprints = [place.blueprint for place in places]
         self.blueprint = self.blueprints[0]
         if len(places) > 1:  # what differs between members must not be read from here
@@ -241,6 +243,10 @@ class _Training:
         CompileClock.start()
         started, compiling = _clock(), CompileClock.spent()
         teachers = _teachers(self.blueprint, self.stop, self.progress)
+        records = [teacher.record for teacher in teachers.values()]
+        if self.blueprint.config["transfer"]["inherit"]:
+            self.inherited, record = weights(self.blueprint, stop=self.stop, progress=self.progress)
+            records = records or [record]
         setup = self._setup(teachers)
         name, reason = choose_strategy(self.blueprint, setup.members[0].initial)
         prepared, compiled = _clock(), CompileClock.spent()
@@ -252,7 +258,6 @@ class _Training:
             "compile": (compiled_train - compiling) * share,
             "train": (trained - prepared - (compiled_train - compiled)) * share,
         }
-        records = [teacher.record for teacher in teachers.values()]
         about = {
             "report": self.blueprint.config["report"],
             "primary": self.blueprint.task.primary,
@@ -284,6 +289,8 @@ class _Training:
         initials = [initial_state(blueprint, plain, seed) for seed in seeds]
         targets: dict[str, Target] = {name: teacher.target for name, teacher in teachers.items()}
         frozen: dict[str, PyTree] = {name: teacher.arrays for name, teacher in teachers.items()}
+        if self.inherited is not None:
+            initials = [_inheriting(state, self.inherited) for state in initials]
         if teachers:
             first = next(iter(teachers.values()))
             initials = [_adopting(blueprint, state, first) for state in initials]
@@ -370,6 +377,11 @@ def _adopting(blueprint: Blueprint, initial: TrainState, teacher: Teacher) -> Tr
     """The initial state, with what the student's network takes over from the teacher."""
     state = blueprint.loss.adopt(initial.model_state["student"], teacher.variables)
     return dataclasses.replace(initial, model_state={**initial.model_state, "student": state})
+
+
+def _inheriting(initial: TrainState, params: PyTree) -> TrainState:
+    """The initial state, with those of the teacher's parameters that fit the student."""
+    return dataclasses.replace(initial, params={**initial.params, "student": inherited(initial.params["student"], params)[0]})
 
 
 def _describe(blueprint: Blueprint) -> dict[str, Any]:

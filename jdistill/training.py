@@ -56,7 +56,7 @@ def training(
     `evaluate.patience`; a teacher is always the network after its last epoch.
     """
     dataset, layout, config = blueprint.dataset, blueprint.parallel, blueprint.config
-    evaluated = "test" if selecting and config["report"] == "best_test" else "validation"
+    evaluated = "test" if selecting and config["report"] == "best_test" else config["evaluate"]["on"]
     task, model = blueprint.task, parts.learners[0].model
 
     def evaluate(params: PyTree, state: PyTree) -> Callable[[int], dict[str, float]]:

@@ -68,6 +68,25 @@ def teacher_folder(config: dict[str, Any]) -> Path:
     return cache_folder(config["cache"]) / "teachers" / f"{config['teacher']['name']}-{configs.teacher_fingerprint(config)}"
 
 
+def weights(blueprint: Blueprint, *, stop: Stop = never, progress: Progress = silent) -> tuple[PyTree, dict[str, Any]]:
+    """The parameters of the teacher of a run, trained now if need be, and its record: for a student that inherits them."""
+    folder = _found(blueprint, stop, progress)
+    own, width = teacher_data(blueprint.config, blueprint.outputs, blueprint.dataset)
+    node, manifest = read_manifest(folder)
+    require_fit(folder, manifest, width, own.input_shape)
+    params, _ = _load(folder, network("teacher", node, width, own), own, manifest)
+    return params, _record(node, manifest, folder, "none")
+
+
+def _found(blueprint: Blueprint, stop: Stop, progress: Progress) -> Path:
+    """The folder of the teacher, after it has been trained there."""
+    given = blueprint.config["teacher"]["checkpoint"]
+    folder = Path(given) if given else teacher_folder(blueprint.config)
+    if not given and not (folder / "manifest.json").is_file():
+        _train_once(blueprint, folder, stop, progress)
+    return folder
+
+
 def prepare(
     blueprint: Blueprint,
     features: frozenset[str],
@@ -86,10 +105,7 @@ def prepare(
     config = blueprint.config
     if config["teacher"]["name"] == "logits":
         return _precomputed(configs.option("teacher", config), blueprint)
-    given = config["teacher"]["checkpoint"]
-    folder = Path(given) if given else teacher_folder(config)
-    if not given and not (folder / "manifest.json").is_file():
-        _train_once(blueprint, folder, stop, progress)
+    folder = _found(blueprint, stop, progress)
     nodes = json.dumps({group: config[group] for group in ("data", "task", "teacher")})
     return _ready(str(folder), _stamp(folder), nodes, blueprint.outputs, features, live, depth)
 
@@ -197,18 +213,23 @@ def _ready(
         variables = with_maps(variables, maps)
     live = live or task.sampler(dataset) is not None
     target, arrays = (Live(model), variables) if live else _target(model, variables, dataset, features)
-    record = {
-        "name": node["name"],
-        "hash": manifest["hash"],
-        "folder": folder,
-        "metrics": manifest["metrics"],
-        "parameters": manifest["parameters"],
-        "bytes": manifest.get("bytes") or manifest["size"]["bytes"],
-        "outputs": "cached" if isinstance(target, Lookup) else "live",
-    }
+    record = _record(node, manifest, Path(folder), "cached" if isinstance(target, Lookup) else "live")
     test = task.answer(model, dataset, variables, "test")
     ranking = teacher_ranking(model, dataset, variables, *depth) if any(depth) else None
     return Teacher(target, arrays, variables, test, record, ranking)
+
+
+def _record(node: dict[str, Any], manifest: dict[str, Any], folder: Path, outputs: str) -> dict[str, Any]:
+    """What `result.json` says of a teacher."""
+    return {
+        "name": node["name"],
+        "hash": manifest["hash"],
+        "folder": str(folder),
+        "metrics": manifest["metrics"],
+        "parameters": manifest["parameters"],
+        "bytes": manifest.get("bytes") or manifest["size"]["bytes"],
+        "outputs": outputs,
+    }
 
 
 def _load(folder: Path, model: Model, dataset: Dataset, manifest: dict[str, Any]) -> tuple[PyTree, PyTree]:

@@ -1,0 +1,59 @@
+"""What the experiments on recommendation share: tables beside published numbers, learning curves over published ones."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from _common import COLOURS, save, with_column
+
+from jdistill.report import Table
+from jdistill.report.collect import read_curves
+
+
+def with_published(table: Table, values: Mapping[tuple[str, ...], float], keys: Sequence[str], title: str) -> Table:
+    """The table with a column of published numbers, looked up by the row's values of `keys`."""
+
+    def value(row: Mapping[str, Any]) -> str | None:
+        found = values.get(tuple(str(row[key]) for key in keys))
+        return None if found is None else f"{found:.4f}"
+
+    return with_column(table, title, value)
+
+
+def curves(frame: pd.DataFrame, metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """(epochs [E], values [runs, E]) of `metric` (`test.recall_at_50`) out of the runs' records."""
+    lines = [{line["epoch"]: line[metric] for line in read_curves(path) if metric in line} for path in frame["path"]]
+    epochs = sorted(set.intersection(*(set(line) for line in lines))) if lines else []
+    return np.array(epochs), np.array([[line[epoch] for epoch in epochs] for line in lines])
+
+
+def curve_figure(
+    panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]],
+    published: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]],
+    path: Path,
+    ylabel: str,
+) -> None:
+    """Ours (mean over seeds, band of one standard deviation) and the published curve (dashed), one panel a student."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(panels), figsize=(3.2 * len(panels) + 0.6, 3.2), squeeze=False, layout="constrained")
+    names = list(dict.fromkeys(name for panel in panels.values() for name in panel))
+    for axis, (title, panel) in zip(axes[0], panels.items(), strict=True):
+        for name, (epochs, values) in panel.items():
+            colour = COLOURS[names.index(name) % len(COLOURS)]
+            mean = values.mean(0)
+            axis.plot(epochs, mean, color=colour, label=f"{name} (n = {len(values)})")
+            if len(values) > 1:
+                std = values.std(0, ddof=1)
+                axis.fill_between(epochs, mean - std, mean + std, color=colour, alpha=0.2, linewidth=0)
+            if name in published.get(title, {}):
+                axis.plot(*published[title][name], "--", color=colour, linewidth=1)
+        axis.set_title(title, fontsize=9)
+        axis.set_xlabel("epoch")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(fontsize=7, frameon=False)
+    axes[0][0].set_ylabel(ylabel)
+    figure.suptitle("lines and bands: ours, mean and standard deviation over seeds; dashed: published (one run)", fontsize=8)
+    save(figure, path)

@@ -1,0 +1,92 @@
+"""Topology distillation on CiteULike: BPR 200 into BPR 10, 20, 100, 200; student alone, FitNet, DE, FTD, HTD.
+
+Source: Kang, Hwang, Kweon, Yu 2021, Topology Distillation for Recommender System (KDD), their repository's split and the
+learning curves of its notebook (one run each; published_history.json beside the split), and Table 1 of the paper for the
+student of 20 dimensions.
+
+    python experiments/topology_distillation.py [--seeds 5] [--losses none,ftd] [--dims 10,20] [--costly-seeds 1]
+
+needs CiteULike (citeulike-t) in $JDISTILL_DATA. Finished runs are kept in sweeps/ and not repeated; a stopped run continues.
+`de` and `htd` train 30 dense experts on all entities of a batch, some 20 to 90 minutes a run on two cores: --costly-seeds
+says how many of their runs to make. Their epoch 100 is the 101st here; test curves are shown, nothing is chosen by them.
+FitNet is `entity_hint`, one regressor for users and one for items, with DE's weight: the repository does not hold theirs.
+Expected and time: results/topology_distillation/README.md.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from _common import METHOD, arguments, run_sweep, with_notes, write_records, write_tables
+from _ranking import curve_figure, curves, with_published
+
+from jdistill.report import make_table
+
+NAME = "topology_distillation"
+LABELS = {"none": "Student", "entity_hint": "FitNet", "de": "DE", "ftd": "FTD", "htd": "HTD"}
+COSTLY = ("de", "htd")
+TEMPERATURE = {"de": ["loss.temperature={name: annealing}"], "htd": ["loss.temperature={name: annealing}"]}
+EPOCHS = range(0, 101, 10)
+PAPER = {  # Table 1, BPR, student of 20 dimensions: Recall@50
+    "Student": 0.2347, "FitNet": 0.2521, "DE": 0.2615, "FTD": 0.2624, "HTD": 0.2803,
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = arguments(NAME, __doc__)
+    parser.add_argument("--losses", default=",".join(LABELS), help="comma-separated (default: %(default)s)")
+    parser.add_argument("--dims", default="10,20,100,200", help="sizes of the student (default: %(default)s)")
+    parser.add_argument("--costly-seeds", type=int, default=1, help="seeds of de and htd (default: %(default)s)")
+    given = parser.parse_args()
+    dims = [int(dim) for dim in given.dims.split(",")]
+    frames = []
+    for loss in given.losses.split(","):
+        seeds = given.costly_seeds if loss in COSTLY else given.seeds
+        for dim in dims if seeds else ():
+            overrides = [f"experiment={NAME}", f"loss={loss}", f"student.dim={dim}", *TEMPERATURE.get(loss, [])]
+            frame = run_sweep(given.sweeps / f"{loss}-{dim}", overrides, seeds)
+            frames.append(frame.assign(**{METHOD: LABELS[loss]}))
+    frame = pd.concat(frames, ignore_index=True)
+    published = history()
+    table = make_table(
+        frame, by=["student.dim", "method"], baseline="method=Student", metric="test.recall_at_50",
+        columns=["n", "metric", "difference", "p", "test.recall_at_10", "test.ndcg_at_10", "test.recall_at_20",
+                 "test.ndcg_at_20", "test.ndcg_at_50", "bytes"],
+    )  # fmt: skip
+    last = {(dim, name): curve[-1] for dim, own in published.items() for name, curve in own.items()}
+    table = with_published(table, last, ("config.student.dim", METHOD), "R@50 in their log")
+    paper = {("20", name): value for name, value in PAPER.items()}
+    table = with_published(table, paper, ("config.student.dim", METHOD), "R@50 in the paper")
+    note = f"teacher of 200 dimensions, seed 0: R@50 {teacher(frame):.4f} on the test split; in their log 0.3123."
+    write_tables(given.out, with_notes(table, note))
+    write_records(given.out, frame)
+    draw(frame, published, given.out / "curves.png")
+
+
+def teacher(frame: pd.DataFrame) -> float:
+    """The teacher's test Recall@50, where a loss had one."""
+    column = "teacher.metrics.test.recall_at_50"
+    return float(frame[column].dropna().iloc[0]) if column in frame and frame[column].notna().any() else float("nan")
+
+
+def history() -> dict[str, Any]:
+    """The authors' curves: dim -> method -> test Recall@50 at `EPOCHS`."""
+    path = Path(os.environ["JDISTILL_DATA"]) / "citeulike-t" / "published_history.json"
+    return json.loads(path.read_text())["students"]
+
+
+def draw(frame: pd.DataFrame, published: dict[str, Any], path: Path) -> None:
+    panels: dict[str, dict[str, Any]] = {}
+    theirs: dict[str, dict[str, Any]] = {}
+    for (dim, name), runs in frame[frame["status"] == "finished"].groupby(["config.student.dim", METHOD]):
+        epochs, values = curves(runs, "test.recall_at_50")
+        panels.setdefault(f"student of {dim}", {})[name] = (epochs, values)
+        if name in published.get(str(dim), {}):
+            theirs.setdefault(f"student of {dim}", {})[name] = (list(EPOCHS), published[str(dim)][name])
+    curve_figure(panels, theirs, path, "test Recall@50")
+
+
+if __name__ == "__main__":
+    main()
