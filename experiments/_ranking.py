@@ -1,15 +1,19 @@
 """What the experiments on recommendation share: tables beside published numbers, learning curves over published ones."""
 
+import argparse
+import dataclasses
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from _common import COLOURS, save, with_column
+from _common import COLOURS, Method, run_sweep, save, slug, with_column
 
 from jdistill.report import Table
 from jdistill.report.collect import read_curves
+from jdistill.report.keys import primary
 
 
 def with_published(table: Table, values: Mapping[tuple[str, ...], float], keys: Sequence[str], title: str) -> Table:
@@ -57,3 +61,15 @@ def curve_figure(
     axes[0][0].set_ylabel(ylabel)
     figure.suptitle("lines and bands: ours, mean and standard deviation over seeds; dashed: published (one run)", fontsize=8)
     save(figure, path)
+
+
+def chosen(experiment: str, method: Method, weights: Sequence[float], given: argparse.Namespace) -> Method:
+    """`method` with the `loss.weight` among `weights` that is best on validation with seed 0."""
+    folder = given.sweeps / slug(f"weights {method.label}")
+    grid = f"loss.weight={','.join(f'{weight:g}' for weight in weights)}"
+    frame = run_sweep(folder, [f"experiment={experiment}", *method.overrides, grid], 1)
+    column = f"metrics.validation.{primary(frame)}"
+    if column not in frame or frame[column].notna().sum() == 0:
+        sys.exit(f"no run of {method.label} has {column}; see {folder}")
+    best = frame.loc[frame[column].idxmax(), "config.loss.weight"]
+    return dataclasses.replace(method, overrides=(*method.overrides, f"loss.weight={best:g}"))

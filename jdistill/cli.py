@@ -192,14 +192,20 @@ def _groups(arguments: list[str]) -> str:
 
     files = {p.stem for p in (conf_dir() / "experiment").glob("*.yaml")}
     rows = {
-        "data": "digits mnist fashion_mnist cifar10 cifar100 breast_cancer synthetic",
-        "teacher, student": "mlp lenet resnet20 resnet8x4 resnet32x4 wrn_40_2 vgg8 mobilenetv2 ... (jdistill list models)",
+        "data": "digits mnist fashion_mnist cifar10 cifar100 breast_cancer synthetic synthetic_shop"
+        " citeulike movielens amazon retailrocket interactions"
+        " online_shoppers credit_default movielens_ratings retailrocket_behaviour icecat_price ctr"
+        " icecat lambdarank wands ranking",
+        "teacher, student": "mlp lenet resnet20 resnet8x4 resnet32x4 wrn_40_2 vgg8 mobilenetv2 ..."
+        " bpr neumf lightgcn cdae sasrec gru4rec two_tower wide_mlp deepfm dcnv2 ltr_mlp (jdistill list models)",
         "loss": "none cross_entropy label_smoothing teacher_free kd logit_mse huber soft_mse teacher_bounded hard_label"
         " reverse_kl js skew_kl total_variation bce_soft dkd nkd dist mlkd wsld ctkd logit_std residual sum"
         " hint attention fsp ft ab nst vid ofd review simkd mgd kdsvd encoder_decoder"
-        " sp cc rkd pkt irg crd cocord input_gradient jacobian gradient_attention",
+        " sp cc rkd pkt irg crd cocord input_gradient jacobian gradient_attention"
+        " bpr sampled_softmax pointwise_bce mse list_softmax list_mle pairwise_logistic margin_mse listwise_kd rank_distil"
+        " rd cd rrd ir_rrd de de_rrd entity_hint ftd htd unkd bd",
         "scheme": "offline two_stage fine_tune multi_teacher assistant online joint self semi continual",
-        "task": "classification binary",
+        "task": "classification binary click regression recommend next_item ranking",
         "compression": "none prune int8",
         "parallel": "auto single data pmap members",
         "optim": "adam adamw sgd",

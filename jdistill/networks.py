@@ -1,5 +1,6 @@
 """The networks of a run, from its config: student, frozen teachers, and what a scheme trains beside them."""
 
+import dataclasses
 import functools
 import inspect
 from typing import Any, NamedTuple
@@ -50,7 +51,10 @@ def estimator(node: dict[str, Any], outputs: int, dataset: Dataset) -> Estimator
 def _built(group: str, node: dict[str, Any], outputs: int, dataset: Dataset) -> Any:
     """What a node describes, given those of the data's properties that its option takes."""
     name = str(node.get("name"))
-    given = {"outputs": outputs, "schema": dataset.schema, "side": dataset.side}
+    schema = dataset.schema
+    if group == "student" and schema.fields:
+        schema = dataclasses.replace(schema, fields=tuple(schema.fields[i] for i in columns_kept(dataset)))
+    given = {"outputs": outputs, "schema": schema, "side": dataset.side}
     if name in options(group):
         taken = inspect.signature(options(group)[name].target).parameters
         _require_reader(group, name, "schema" in taken, dataset)

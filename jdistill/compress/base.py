@@ -11,7 +11,7 @@ from jdistill.pytrees import pytree
 from jdistill.registry import register
 from jdistill.types import PyTree
 
-WEIGHT = re.compile(r"(kernel|embedding)$")
+WEIGHT = re.compile(r"(^|/)(kernel|embedding|table|user|item|met|position)$")
 
 
 class Quantized(NamedTuple):

@@ -267,8 +267,8 @@ def synthetic_shop(
       feedback: of interactions: click, or purchase.
       encoding: of categories of tables: one_hot (users and items themselves are then left out), or index (one column of
         0 .. n - 1, for networks with embeddings).
-      privileged: columns that only a teacher may read, and that are there only where named: dwell_time, scroll_depth,
-        added_to_cart of conversions; semantic_match, review, click_rate of search.
+      privileged: columns that only a teacher may read, and that are there only where named: dwell_time (the logarithm of
+        seconds), scroll_depth, added_to_cart of conversions; semantic_match, review, click_rate of search.
       split: interactions: leave_last_out (the default), leave_one_out, ratio, ratio_last or temporal; tables: random (the
         default), or time: the last 20 % are the test split.
       validation: fraction of the rows or queries outside the test split that becomes the validation split; of
