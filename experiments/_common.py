@@ -98,9 +98,11 @@ def with_notes(table: Table, *notes: str) -> Table:
     return dataclasses.replace(table, footer=(*table.footer, *notes))
 
 
-def teacher_accuracy(frame: pd.DataFrame) -> Callable[[Mapping[str, Any]], tuple[float, float] | None]:
-    """For `with_column`: mean and standard deviation of the test accuracy of a row's teachers, one a seed."""
-    column = "teacher.metrics.test.accuracy"
+def teacher_accuracy(
+    frame: pd.DataFrame, metric: str = "accuracy"
+) -> Callable[[Mapping[str, Any]], tuple[float, float] | None]:
+    """For `with_column`: mean and standard deviation of a test metric of a row's teachers, one a run."""
+    column = f"teacher.metrics.test.{metric}"
 
     def values(row: Mapping[str, Any]) -> tuple[float, float] | None:
         own = frame[[all(frame.at[i, k] == row[k] for k in (METHOD, PROBLEM) if k in row) for i in frame.index]]
@@ -162,7 +164,8 @@ def write_records(out: Path, frame: pd.DataFrame) -> None:
 
 
 _RECORDED = ("metrics.", "size.", "teacher.metrics.", "environment.", "data.", "time_s.")
-_ALSO = ("status", "error", "fingerprint", "report", "epoch", "steps", "config.seed", "teacher.hash", "teacher.name", "derived")
+_RUN = ("status", "error", "fingerprint", "report", "epoch", "steps", "config.seed", "teacher.hash", "teacher.name", "derived")
+_ALSO = (*_RUN, "config.data.fold", "tried", "latency_ms.1.p50", "latency_ms.256.p50")
 
 
 def record(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -188,8 +191,13 @@ def portable(text: str) -> str:
     return text
 
 
-def difference_figure(frame: pd.DataFrame, path: Path, baseline: str = "plain", title: str = "") -> None:
-    """Test accuracy minus the baseline's of the same seed: a dot a seed, mean and 95 % interval, one panel a problem."""
+def difference_figure(
+    frame: pd.DataFrame, path: Path, baseline: str = "plain", title: str = "", metric: str = "accuracy", scale: float = 100.0
+) -> None:
+    """A test metric minus the baseline's of the same seed: a dot a seed, mean and 95 % interval, one panel a problem.
+
+    `scale` is 100 for what is shown in percent, else 1.
+    """
     import matplotlib.pyplot as plt
 
     problems = list(dict.fromkeys(frame[PROBLEM])) if PROBLEM in frame else [None]
@@ -199,20 +207,23 @@ def difference_figure(frame: pd.DataFrame, path: Path, baseline: str = "plain", 
     figure, axes = plt.subplots(down, across, figsize=size, squeeze=False, sharey=True, layout="constrained")
     for axis, problem in zip(axes.flat, problems):
         part = frame if problem is None else frame[frame[PROBLEM] == problem]
-        accuracy = part.pivot_table(index="config.seed", columns=METHOD, values="metrics.test.accuracy")
+        values = part.pivot_table(index="config.seed", columns=METHOD, values=f"metrics.test.{metric}")
         for place, label in enumerate(labels):
-            gaps = 100 * (accuracy[label] - accuracy[baseline]).dropna().to_numpy(float)
-            _interval(axis, place, gaps, COLOURS[place % len(COLOURS)])
-        mean = 100 * accuracy[baseline].mean()
+            if label in values:
+                gaps = scale * (values[label] - values[baseline]).dropna().to_numpy(float)
+                _interval(axis, place, gaps, COLOURS[place % len(COLOURS)])
+        mean = scale * values[baseline].mean()
+        shown = f"{mean:.2f} %" if scale == 100 else f"{mean:.4f}"
         axis.axvline(0, color="0.4", linewidth=1)
-        axis.set_title(f"{problem + ': ' if problem else ''}{baseline} student {mean:.2f} %", fontsize=9)
+        axis.set_title(f"{problem + ': ' if problem else ''}{baseline} student {shown}", fontsize=9)
         axis.set_yticks(range(len(labels)), labels)
         axis.set_ylim(len(labels) - 0.4, -0.6)
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="x", color="0.9")
         axis.set_axisbelow(True)
     for axis in axes[-1]:
-        axis.set_xlabel(f"test accuracy minus {baseline} (percentage points)")
+        unit = " (percentage points)" if scale == 100 else ""
+        axis.set_xlabel(f"test {metric.replace('_', ' ')} minus {baseline}{unit}")
     figure.suptitle(f"{title}\ndots: seeds; diamond and bar: mean and 95 % interval", fontsize=9)
     save(figure, path)
 

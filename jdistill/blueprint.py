@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jdistill import config as configs
-from jdistill import distributed
+from jdistill import distributed, rows
 from jdistill.compress.base import Compressor
 from jdistill.data import Dataset, load_dataset
 from jdistill.errors import UsageError
@@ -221,7 +221,13 @@ def check(blueprint: Blueprint) -> None:
             if dataset.schema.items:
                 raise UsageError("teacher=logits holds logits of rows; requests to a recommender differ in every step")
             given_logits(configs.option("teacher", frozen.config), dataset, blueprint.outputs)
+    if dataset.schema.items and blueprint.scheme.groups(blueprint.outputs):
+        name = blueprint.config["scheme"]["name"]
+        raise UsageError(f"scheme={name} divides classes, which data of users and items have none of; use scheme=offline")
     features_wanted(blueprint)
+    if blueprint.optim.rows:
+        for stage in blueprint.method().stages:
+            rows.require(blueprint.parts({}), stage)
 
 
 def features_wanted(blueprint: Blueprint) -> dict[str, frozenset[str]]:

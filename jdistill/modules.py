@@ -3,6 +3,7 @@
 A module's call returns `(logits, features)`; a Linen module takes `(inputs, train)`, an NNX module `(inputs, rngs=None)`.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -13,14 +14,15 @@ from flax import linen as nn
 from flax import nnx
 
 from jdistill.errors import UsageError
-from jdistill.types import Model, Outputs
+from jdistill.types import Model, Outputs, Tables
 
 
 def from_linen(module: nn.Module) -> Model:
     """The `Model` of a Linen module whose call is `(inputs, train: bool) -> (logits, features)`.
 
     `inputs` are an array [B, ...] or a pytree of arrays, such as a request to a recommender (see `Batch`).
-    Equal modules give the same functions, so that programs compiled for one run serve the next.
+    Equal modules give the same functions, so that programs compiled for one run serve the next. A recommender may name
+    its `embedding_tables`, the `Rows` of `Tables`; its field `schema` then says how many rows they have.
     """
     return _from_linen(module)
 
@@ -45,7 +47,11 @@ def _from_linen(module: nn.Module) -> Model:
         out, new_state = call(rngs=None if key is None else {"dropout": key}, mutable=list(state))
         return Outputs(*out), dict(new_state)
 
-    return Model(init, apply, _head)
+    def sized(users, items):
+        return from_linen(module.clone(schema=dataclasses.replace(module.schema, users=users, items=items)))
+
+    ids = tuple(getattr(module, "embedding_tables", ()))
+    return Model(init, apply, _head, Tables(ids, sized) if ids else None)
 
 
 def _head(params, embedding):

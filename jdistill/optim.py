@@ -42,6 +42,9 @@ class Optimizer:
       schedule: `constant`; `step` (times `decay` from each of `milestones` on, in epochs counted from 0);
         `cosine` (half a period down to 0 at the end of the stage).
       warmup_epochs: linear rise from 0 over the first epochs.
+      rows: update only those rows of embedding tables that a batch names (row-wise SGD, lazy Adam): the moments and the
+        weight decay of the others wait. For one student that declares its tables (bpr, neumf; two_tower without
+        features and histories) and losses that draw no items. See `jdistill.rows`, also for memory.
       drop_last: leave out the last, smaller batch of an epoch (each epoch has its own order, so other examples each time).
     """
 
@@ -59,6 +62,7 @@ class Optimizer:
     decay: float = 0.1
     warmup_epochs: float = 0.0
     drop_last: bool = static(default=True)
+    rows: bool = static(default=False)
 
     def __post_init__(self) -> None:
         require_positive(lr=self.lr, epochs=self.epochs, batch_size=self.batch_size, eps=self.eps, decay=self.decay)

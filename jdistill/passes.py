@@ -183,6 +183,8 @@ def _known(frozen: PyTree, teacher: str | None) -> Known | None:
 def _on_drawn(term: Term, context: Context) -> Context:
     """The context of a loss that draws candidates: logits are of those (behind the task's, for a sum), features as before."""
     batch, known = context.batch, context.known
+    if context.teacher is not None and context.teacher_network is None:
+        raise UsageError("this loss draws items, which a table of outputs has no logits of; use a teacher network")
     if known is None:
         raise UsageError("this loss draws items for users, which this task has none of; use task=recommend or next_item")
     if term.loss.ranking != (0, 0) and known.ranking is None:

@@ -155,14 +155,18 @@ def _scores(model: Model, preprocess: Callable[[Any], Any]) -> Callable[..., Any
 
 
 def teacher_ranking(model: Model, dataset: Dataset, variables: tuple[PyTree, PyTree], depth: int, users: int = 0) -> Ranking:
-    """A teacher's ranking of what each user has not met in training: `depth` items of each user, `users` of each item."""
+    """A teacher's ranking of what each user has not met in training: `depth` items of each user, `users` of each item.
+
+    Where fewer items are left, the last of them is repeated (with a score of -inf); item 0 where none is left.
+    """
     met, schema = met_in_training(dataset), dataset.schema
     raw = requests_of_all(dataset)
     found = rank(model, dataset, variables, raw, met, depth)
     row, column = np.nonzero(found.items >= 0)
     known = _lists_of_rows(met, np.arange(schema.users))
     excluded = as_lists(np.concatenate([known[0], row]), np.concatenate([known[1], found.items[row, column]]), schema.users)
-    items = np.maximum(found.items, 0)
+    last = np.maximum((found.items >= 0).sum(axis=1, keepdims=True) - 1, 0)
+    items = np.where(found.items >= 0, found.items, np.maximum(np.take_along_axis(found.items, last, axis=1), 0))
     best_users = _best_users(model, dataset, variables, raw, met, users) if users else None
     return jax.tree.map(jnp.asarray, Ranking(items, found.scores, excluded, best_users))
 

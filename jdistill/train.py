@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jdistill import schedules
+from jdistill import rows, schedules
 from jdistill.applying import Share
 from jdistill.compress import apply_all
 from jdistill.method import Stage
@@ -92,7 +92,10 @@ def make_step(parts: Parts) -> Callable[..., tuple[TrainState, dict[str, Array]]
         stage = schedules.at(stage, clock)
         key = jax.random.fold_in(key, state.step)
         batch = prepare(_on_mesh(parts, batch), jax.random.fold_in(key, 0), frozen)
-        grads, metrics, changed = _gradients(parts, stage, state, frozen, batch, key)
+        own, whole = parts, state
+        if stage.optim.rows:
+            own, state, touched = rows.gather(parts, stage, state, batch["inputs"])
+        grads, metrics, changed = _gradients(own, stage, state, frozen, batch, key)
         moved = trained(stage, state.params)
         updated, opt_state = stage.optim.update(grads, state.opt_state, moved, clock)
         held = {t.name: t.loss.hold(moved["loss"][t.name], updated["loss"][t.name]) for t in stage.terms}
@@ -109,7 +112,7 @@ def make_step(parts: Parts) -> Callable[..., tuple[TrainState, dict[str, Array]]
             opt_state=opt_state,
             compressor_state=state.compressor_state,
         )
-        return new, metrics
+        return rows.scatter(parts, whole, new, touched) if stage.optim.rows else new, metrics
 
     return step
 

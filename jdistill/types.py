@@ -50,6 +50,24 @@ class Network(NamedTuple):
     head: Callable[[Array], Array]
 
 
+Rows = tuple[tuple[tuple[str, ...], str], ...]
+"""Of each table of embeddings the path of the parameter [rows, ...] and the name of its ids in a request, `user` or `items`."""
+
+USERS_AND_ITEMS: Rows = ((("user",), "user"), (("item",), "items"))
+
+
+class Tables(NamedTuple):
+    """The embedding tables of a recommender that the ids of a request index, and that it reads in no other way.
+
+    Attributes:
+      ids: the tables, with what indexes their rows.
+      sized: `(users, items) -> Model`, the network with tables of so many rows.
+    """
+
+    ids: Rows
+    sized: "Callable[[int, int], Model]"
+
+
 class Model(NamedTuple):
     """A network as a pair of pure functions.
 
@@ -58,11 +76,13 @@ class Model(NamedTuple):
       apply: `(params, state, inputs, *, key=None, train=False) -> (Outputs, state)`. `state` holds running
         statistics; it is returned unchanged when `train` is False. `key` feeds dropout.
       head: `(params, embedding [B, D]) -> logits [B, K]`, the last linear layer alone, or None where it is not known.
+      tables: what `optim.rows` updates by rows, or None for a network that has no such tables.
     """
 
     init: Callable[..., tuple[PyTree, PyTree]]
     apply: Callable[..., tuple[Outputs, PyTree]]
     head: Callable[[PyTree, Array], Array] | None = None
+    tables: Tables | None = None
 
     def network(self, params: PyTree, state: PyTree, **mode: Any) -> Network:
         """The network with its arrays, in the mode that `apply` takes (`train`, `key`)."""

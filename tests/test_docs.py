@@ -35,6 +35,6 @@ def test_the_losses_of_the_guide_work(remove_after, tmp_path):
         (tmp_path / name).write_text(code)
         load_plugins([str(tmp_path / name)])
     new = set(options("loss")) - known
-    assert new == {"my_loss", "mapped", "centred", "noisy"}
+    assert new == {"my_loss", "mapped", "centred", "noisy", "top_over_rest"}
     for name in new:
         assert_conforms(name, only=["shapes", "state", "needs_teacher", "declared"])

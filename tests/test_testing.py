@@ -10,11 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jdistill import sampling
 from jdistill.errors import UsageError
 from jdistill.losses import KD, Hint, Loss
 from jdistill.pytrees import pytree, static
 from jdistill.testing import PROPERTIES, Check, assert_conforms, check_loss
 from jdistill.testing.derivatives import hold_stopped, slopes
+from jdistill.testing.schemes import Refused, train_under
 from jdistill.types import Outputs
 from tests.e2e.helpers import call
 
@@ -221,6 +223,85 @@ UNTRAINABLE = {Branching, SecretlyTaught, Remembering}
 """What cannot be traced in a training either, so that no scheme runs."""
 
 
+@pytree
+class Drawing(Loss):
+    """Each of the teacher's best items above one that it does not rank; keeps every promise."""
+
+    zero_at_teacher = False
+    reads_requests = True
+
+    scale: float = 0.5
+    top: int = static(default=3)
+
+    drawn = property(lambda self: 2 * self.top)
+    ranking = property(lambda self: (self.top, 0))
+
+    def draw(self, key, known, user):
+        others = sampling.uninteresting(key, known, user, self.top)
+        return jnp.concatenate([known.ranking.items[user, : self.top], others], axis=1)
+
+    def __call__(self, params, student, teacher, batch):
+        best, others = jnp.split(student.logits.astype(jnp.promote_types(student.logits.dtype, jnp.float32)), 2, axis=1)
+        return self.scale * jax.nn.softplus(others - best).mean(axis=-1)
+
+
+@pytree
+class DrawsTooFew(Drawing):
+    def draw(self, key, known, user):
+        return super().draw(key, known, user)[:, 1:]
+
+
+@pytree
+class DrawsBeyond(Drawing):
+    def draw(self, key, known, user):
+        return super().draw(key, known, user) + known.items
+
+
+@pytree
+class DrawsUndeclared(Drawing):
+    reads_requests = False
+
+
+@pytree
+class DrawsByBranch(Drawing):
+    """A number that is a leaf decides in Python what is drawn."""
+
+    def draw(self, key, known, user):
+        return super().draw(key if self.scale > 0.1 else jax.random.fold_in(key, 1), known, user)
+
+
+@pytree
+class AsksUndeclared(Sound):
+    def __call__(self, params, student, teacher, batch):
+        return super().__call__(params, student, teacher, batch) * (batch["inputs"]["user"] >= 0)
+
+
+@pytree
+class AsksNothing(Sound):
+    reads_requests = True
+
+
+@pytree
+class CountsOnce(Drawing):
+    """A user that stands in an earlier row counts 0, which is undeclared."""
+
+    def __call__(self, params, student, teacher, batch):
+        first = sampling.first_occurrence(batch["inputs"]["user"])
+        return jnp.where(first, super().__call__(params, student, teacher, batch), 0)
+
+
+BROKEN_ON_REQUESTS = {
+    DrawsTooFew: ("shapes", r"draw gives int32\[4, 5\], expected int32\[4, 6\]: `drawn` items a row"),
+    DrawsBeyond: ("shapes", r"draw gives \d+ to \d+, expected numbers of the 40 items"),
+    DrawsUndeclared: ("declared", r"reads_requests = False, but it does; declare reads_requests = True"),
+    DrawsByBranch: ("no_recompile", r"TracerBoolConversionError"),
+    AsksUndeclared: ("declared", r"reads_requests = False, but it does; declare reads_requests = True"),
+    AsksNothing: ("declared", r"reads_requests = True, but it does not; declare reads_requests = False"),
+    CountsOnce: ("per_example", r"per_example = True, but a value moves by .* with the other examples, expected 0"),
+}
+QUICK_TO_TRY = ("shapes", "state", "per_example", "no_recompile", "declared", "networks")
+
+
 def failed(checks):
     return {check.name: check.detail for check in checks if not check.passed}
 
@@ -231,6 +312,35 @@ def test_a_broken_loss_fails_what_it_breaks(loss):
     found = failed(check_loss(loss))
     assert set(found) == ({name, "schemes"} if loss in UNTRAINABLE else {name})
     assert re.search(message, found[name]) and "\n" not in found[name]
+
+
+@pytest.mark.parametrize("loss", BROKEN_ON_REQUESTS, ids=lambda loss: loss.__name__)
+def test_a_broken_loss_on_requests_fails_what_it_breaks(loss):
+    name, message = BROKEN_ON_REQUESTS[loss]
+    found = failed(check_loss(loss, only=QUICK_TO_TRY))
+    assert set(found) == {name}
+    assert re.search(message, found[name]) and "\n" not in found[name]
+
+
+def test_a_sound_loss_on_requests_passes():
+    checks = check_loss(Drawing, scale=2.0)
+    assert [check.name for check in checks] == list(PROPERTIES) and not failed(checks)
+    assert {check.name for check in checks if check.skipped} <= {"sharded"}
+    details = {check.name: check.detail for check in checks}
+    assert details["declared"].endswith("reads_requests = True")
+    assert re.match(r"\d+ settings of all schemes, traced; on requests refused under .*online", details["schemes"])
+
+
+def test_a_loss_whose_draws_always_fail_is_not_taken_for_one_that_schemes_refuse():
+    @pytree
+    class Refusing(Drawing):
+        def draw(self, key, known, user):
+            raise UsageError("no")
+
+    with pytest.raises(UsageError, match="no"):
+        train_under({"name": "offline"}, Refusing())
+    with pytest.raises(Refused, match="draws from the ranking of a frozen teacher"):
+        train_under({"name": "online"}, Refusing())
 
 
 def test_a_sound_loss_passes_and_every_property_is_reported():

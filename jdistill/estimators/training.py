@@ -12,7 +12,7 @@ from jdistill.errors import UsageError
 from jdistill.fitting import Fitted, Member
 from jdistill.networks import columns_kept
 from jdistill.schemes import Offline
-from jdistill.tasks import Regression
+from jdistill.tasks import Regression, Task
 from jdistill.tasks.classification import log_probabilities
 from jdistill.teachers.store import Teacher
 from jdistill.teachers.targets import Lookup
@@ -33,7 +33,13 @@ def require_fittable(blueprint: Blueprint) -> None:
         raise UsageError(f"{name} is fitted once, got scheme={config['scheme']['name']}; set scheme=offline")
     if any(compressor.recover_epochs for compressor in blueprint.compressors):
         raise UsageError(f"{name} cannot be trained on after compression; leave recover_epochs at 0")
-    for key, value in (("loss.weight", blueprint.weight), ("task.weight", blueprint.task.weight)):
+    numbers = {
+        "loss.weight": blueprint.weight,
+        "loss.temperature": getattr(blueprint.loss, "temperature", 1.0),
+        "task.weight": blueprint.task.weight,
+        "task.label_smoothing": getattr(blueprint.task, "label_smoothing", 0.0),
+    }
+    for key, value in numbers.items():
         if not isinstance(value, int | float):
             raise UsageError(f"{key} is a schedule, but {name} is fitted once; give a number")
 
@@ -41,7 +47,8 @@ def require_fittable(blueprint: Blueprint) -> None:
 def fit_estimator(blueprint: Blueprint, member: Member, teachers: dict[str, Teacher], seed: int) -> Fitted:
     """The student fitted to (task.weight labels + loss.weight soft labels) / (their sum), as `fit` gives a network.
 
-    Soft labels are the teacher's probabilities at the loss's temperature; for numbers, its predictions.
+    Labels are smoothed by `task.label_smoothing`; soft labels are the teacher's probabilities at the loss's temperature,
+    for numbers its predictions. The rows are those that `transfer.keep` and `transfer.omit` leave.
     """
     started, dataset, estimator = time.perf_counter(), blueprint.dataset, blueprint.estimator
     assert estimator is not None
@@ -49,7 +56,11 @@ def fit_estimator(blueprint: Blueprint, member: Member, teachers: dict[str, Teac
     inputs = np.asarray(prepared(dataset.train["inputs"]))
     if dataset.privileged:
         inputs = inputs[..., columns_kept(dataset)]
-    params = estimator.fit(inputs, _targets(blueprint, teachers), seed)
+    targets, (stage, *_) = _targets(blueprint, teachers), blueprint.method().stages
+    if stage.rows is not None:  # transfer.keep, transfer.omit
+        rows = stage.rows.select(dataset.train["label"])
+        inputs, targets = inputs[rows], targets[rows]
+    params = estimator.fit(inputs, targets, seed)
     variables: tuple[PyTree, PyTree] = jax.tree.map(jnp.asarray, params), {}
     answer = blueprint.task.answer(blueprint.student, dataset, variables, "train")
     train = blueprint.task.metrics(answer, dataset, "train")
@@ -60,14 +71,21 @@ def fit_estimator(blueprint: Blueprint, member: Member, teachers: dict[str, Teac
 def _targets(blueprint: Blueprint, teachers: dict[str, Teacher]) -> np.ndarray:
     dataset, label = blueprint.dataset, blueprint.dataset.train["label"]
     numbers = isinstance(blueprint.task, Regression)
-    hard: Any = label.astype(np.float64) if numbers else np.eye(dataset.classes)[label]
+    hard: Any = label.astype(np.float64) if numbers else _smoothed(np.eye(dataset.classes)[label], blueprint.task)
     if not teachers or blueprint.config["loss"]["name"] == "none":
         return hard
     logits = blueprint.task.combine([_on_training_rows(blueprint, teacher) for teacher in teachers.values()])
     assert logits is not None
+    logits = np.asarray(logits, np.float64)
     soft = logits[:, 0] if numbers else np.exp(log_probabilities(logits / float(blueprint.loss.temperature)))  # type: ignore[attr-defined]
     own, weight = float(blueprint.task.weight), float(blueprint.weight)
     return (own * hard + weight * soft) / (own + weight)
+
+
+def _smoothed(labels: np.ndarray, task: Task) -> np.ndarray:
+    """What `CrossEntropy` compares with: (1 - label_smoothing) one-hot + label_smoothing / K."""
+    smoothing = float(getattr(task, "label_smoothing", 0.0))
+    return (1 - smoothing) * labels + smoothing / labels.shape[1]
 
 
 def _on_training_rows(blueprint: Blueprint, teacher: Teacher) -> np.ndarray:

@@ -202,6 +202,8 @@ class BidirectionalDistillation(RankedLoss):
       UsageError: a bad option.
     """
 
+    zero_at_teacher = property(lambda self: self.form == "tanh")  # type: ignore[assignment]
+
     form: str = static(default="tanh")
     epsilon: float = 1e-4
     temperature: float = 2.0

@@ -40,8 +40,9 @@ class _OnInputs(Loss):
                 "keep the network itself at hand in training, or use loss=kd"
             )
         inputs = context.batch["inputs"]
-        if not jnp.issubdtype(inputs.dtype, jnp.floating):
-            raise UsageError(f"inputs must be floats for a loss on derivatives, got {inputs.dtype}; use loss=kd")
+        found = getattr(inputs, "dtype", "a request")  # which is a dict
+        if isinstance(found, str) or not jnp.issubdtype(found, jnp.floating):
+            raise UsageError(f"inputs must be floats for a loss on derivatives, got {found}; use loss=kd")
         return self.values(context.student_network, context.teacher_network, context.batch, context.key), state
 
     def values(self, student: Network, teacher: Network, batch: Batch, key: Array) -> Array:

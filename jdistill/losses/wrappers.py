@@ -178,6 +178,8 @@ class Residual(Wrapper):
     def __post_init__(self) -> None:
         if isinstance(self.of, Loss) and self.of.calls_networks:
             raise UsageError("of must be a loss on the networks' outputs, got one that calls the networks; use logit_mse or kd")
+        if isinstance(self.of, Loss) and self.of.drawn:
+            raise UsageError("of must be a loss on the task's own candidates, got one that draws others; use logit_mse or kd")
 
     def see(self, student: Outputs, teacher: Outputs | None, initial: Outputs | None) -> tuple[Any, Any, Any]:
         teacher = _layers.require_teacher(teacher)

@@ -91,6 +91,14 @@ class Click(Classification):
         super().__post_init__()
         require_one_of(("sigmoid",), outputs=self.outputs)
 
+    def width(self, dataset: Dataset) -> int:
+        require_rows("click", dataset)
+        classes = dataset.classes
+        if classes != 2:
+            found, task = (f"{classes} classes", "classification") if classes > 2 else ("numbers", "regression")
+            raise UsageError(f"task=click needs labels of yes or no (2 classes); data={dataset.name} has {found}: task={task}")
+        return 1
+
     def metrics(self, answer: Answer, dataset: Dataset, split: str, reference: Answer | None = None) -> dict[str, float]:
         rows = getattr(dataset, split)
         found = binary_metrics(answer[:, 0], rows["label"], rows.get("group"))

@@ -52,7 +52,8 @@ class Pairs:
 class Sequences:
     """Rows (user, L + 1 items in order) to requests: each position asks for the item after it, against `negatives`.
 
-    Adds `valid` [S L] bool: false where the sequence is filled up.
+    Adds `valid` [S L] bool: false where the position is filled up; so the first item, before which there is none, is never
+    asked for.
     """
 
     schema: Schema
@@ -63,7 +64,7 @@ class Sequences:
         user = jnp.repeat(batch["inputs"][:, 0], length)
         positive = items[:, 1:].reshape(-1)
         drawn = unobserved(key, tables["known"], user, self.negatives)
-        valid = positive < self.schema.items
+        valid = items[:, :-1].reshape(-1) < self.schema.items
         positive = jnp.where(valid, positive, 0)
         inputs = {"user": user, "history": items[:, :-1], "items": jnp.concatenate([positive[:, None], drawn], axis=1)}
         rest = {name: jnp.repeat(value, length, axis=0) for name, value in batch.items() if name not in ("inputs", "label")}
@@ -123,6 +124,13 @@ class Recommend(EachAlone, Task):
         if not self.cutoffs:
             raise UsageError("cutoffs must name at least one k, such as [10, 50], got []")
         require_positive(**{f"cutoffs[{i}]": k for i, k in enumerate(self.cutoffs)})
+        if self.select:
+            require_one_of(tuple(self._names()), select=self.select)
+
+    def _names(self) -> dict[str, float]:
+        """The metrics of any data, by their names."""
+        none = np.full((1, max(self.cutoffs)), -1)
+        return ranking_metrics(none, none, self.cutoffs, popularity=np.ones(1), groups=self.groups)
 
     @property
     def primary(self) -> str:  # type: ignore[override]
@@ -140,6 +148,12 @@ class Recommend(EachAlone, Task):
             raise UsageError(
                 f"task={_NAMES[type(self)]} needs data of users and items, such as data=citeulike; data={dataset.name} has none"
             )
+        ranked = dataset.test["candidates"].shape[1] + 1 if "candidates" in dataset.test else dataset.schema.items
+        if ranked < min(max(self.cutoffs), dataset.schema.items):
+            raise UsageError(
+                f"task.cutoffs must be at most {ranked}, the candidates of data={dataset.name} and the relevant item, "
+                f"got {max(self.cutoffs)}"
+            )
         return dataset.schema.items
 
     def sampler(self, dataset: Dataset) -> Sampler:
@@ -153,19 +167,21 @@ class Recommend(EachAlone, Task):
 
     @staticmethod
     def observe(outputs: Outputs, batch: Batch) -> dict[str, Array]:
-        """The fraction of the negatives that are scored below the positive."""
-        del batch
-        logits = outputs.logits
-        return {"ordered": (logits[:, :1] > logits[:, 1:]).mean(-1, dtype=jnp.float32)}
+        """The fraction of the negatives that are scored below the positive; of sequences, where there is a positive."""
+        logits, valid = outputs.logits, batch.get("valid")
+        ordered = (logits[:, :1] > logits[:, 1:]).mean(-1, dtype=jnp.float32)
+        if valid is not None:  # scaled, as the mean is taken over all positions
+            ordered = jnp.where(valid, ordered, 0) * (valid.size / jnp.maximum(valid.sum(), 1))
+        return {"ordered": ordered}
 
     def answer(self, model: Model, dataset: Dataset, variables: tuple[PyTree, PyTree], split: str) -> Ranked:
         return rank_split(model, dataset, variables, split, max(self.cutoffs))
 
     def metrics(self, answer: Answer, dataset: Dataset, split: str, reference: Answer | None = None) -> dict[str, float]:
         popularity = np.bincount(dataset.side.edges[:, 1], minlength=dataset.schema.items) if dataset.side else None
-        found = ranking_metrics(
-            answer.items, getattr(dataset, split)["label"], self.cutoffs, popularity=popularity, groups=self.groups
-        )
+        rows = getattr(dataset, split)
+        relevant = rows["label"][:, :1] if "candidates" in rows else rows["label"]  # the others are not ranked
+        found = ranking_metrics(answer.items, relevant, self.cutoffs, popularity=popularity, groups=self.groups, users=dataset.schema.users)
         if reference is not None:
             depth = min(max(self.cutoffs), answer.items.shape[1])
             found[f"teacher_overlap_at_{depth}"] = float(overlap_at_k(answer.items, reference.items, depth))

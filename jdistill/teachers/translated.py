@@ -27,8 +27,8 @@ def maps_between(own: Dataset, other: Dataset) -> dict[str, np.ndarray] | None:
 @functools.lru_cache(maxsize=16)
 def _maps_between(own: Dataset, other: Dataset) -> dict[str, np.ndarray] | None:
     assert own.side is not None and other.side is not None
-    users = _numbers(own.side.user_names, other.side.user_names, own.schema.users)
-    items = _numbers(own.side.item_names, other.side.item_names, own.schema.items)
+    users = _numbers(own.side.user_names, other.side.user_names, own.schema.users, other.schema.users)
+    items = _numbers(own.side.item_names, other.side.item_names, own.schema.items, other.schema.items)
     if own.schema == other.schema and all((found == np.arange(len(found))).all() for found in (users, items)):
         return None
     if (users < 0).all() and (items < 0).all():
@@ -39,10 +39,11 @@ def _maps_between(own: Dataset, other: Dataset) -> dict[str, np.ndarray] | None:
     return {"user": users, "item": np.append(items, np.int32(other.schema.items))}
 
 
-def _numbers(own: np.ndarray | None, other: np.ndarray | None, count: int) -> np.ndarray:
+def _numbers(own: np.ndarray | None, other: np.ndarray | None, count: int, others: int) -> np.ndarray:
     """The place in `other` of each name in `own`, -1 where it is not there; the same numbers where there are no names."""
     if own is None or other is None:
-        return np.arange(count, dtype=np.int32)
+        numbers = np.arange(count, dtype=np.int32)
+        return np.where(numbers < others, numbers, np.int32(-1))
     place = {name: i for i, name in enumerate(other.tolist())}
     return np.array([place.get(name, -1) for name in own.tolist()], np.int32)
 
@@ -51,8 +52,9 @@ def _numbers(own: np.ndarray | None, other: np.ndarray | None, count: int) -> np
 def translated(model: Model, users: int, items: int) -> Model:
     """`model` for requests in the numbers of a catalogue of `users` and `items`; its state is `{"own": ..., "maps": ...}`.
 
-    A candidate that the network does not know gets the lowest score of the row's known ones; a row of whose user and
-    history it knows nothing gets zeros for scores and vectors, which says that it has no preference.
+    A candidate that the network does not know gets the lowest score of the row's known ones. A row of whose user and
+    history it knows nothing gets zeros for scores and vectors, which says that it has no preference; so does a row of an
+    unknown user, whatever the history, where the network has embeddings of users (a parameter `user`).
     """
 
     def init(key: Any, inputs: Any) -> tuple[PyTree, PyTree]:
@@ -61,7 +63,7 @@ def translated(model: Model, users: int, items: int) -> Model:
 
     def apply(params: PyTree, state: PyTree, inputs: Any, **mode: Any) -> tuple[Outputs, PyTree]:
         maps = state["maps"]
-        request, known_row, known_item = _request(maps, inputs)
+        request, known_row, known_item = _request(maps, inputs, "user" in params)
         outputs, own = model.apply(params, state["own"], request, **mode)
         logits = outputs.logits
         lowest = jnp.min(jnp.where(known_item, logits, jnp.inf), axis=-1, keepdims=True)
@@ -82,7 +84,7 @@ def with_maps(variables: tuple[PyTree, PyTree], maps: dict[str, np.ndarray]) -> 
     return params, {"own": state, "maps": jax.tree.map(jnp.asarray, maps)}
 
 
-def _request(maps: dict[str, Any], inputs: Any) -> tuple[Any, Any, Any]:
+def _request(maps: dict[str, Any], inputs: Any, of_users: bool) -> tuple[Any, Any, Any]:
     """The request in the teacher's numbers, which rows [B] and which candidates it knows something of."""
     users = maps["user"][inputs["user"]]
     items = maps["item"][inputs["items"]] if "items" in inputs else maps["item"][:-1]
@@ -92,6 +94,7 @@ def _request(maps: dict[str, Any], inputs: Any) -> tuple[Any, Any, Any]:
         filled = maps["item"][-1]
         history = maps["item"][inputs["history"]]
         request["history"] = jnp.where(history < 0, filled, history)
-        some = (request["history"] != filled).any(-1)
-        known |= jnp.repeat(some, known.shape[0] // some.shape[0])
+        if not of_users:
+            some = (request["history"] != filled).any(-1)
+            known |= jnp.repeat(some, known.shape[0] // some.shape[0])
     return request, known, items >= 0

@@ -13,11 +13,13 @@ import numpy as np
 from jdistill.errors import UsageError
 from jdistill.losses.base import Loss
 from jdistill.pytrees import as_leaves
+from jdistill.sampling import Known
 from jdistill.testing.derivatives import hold_stopped, slopes
-from jdistill.testing.problem import SIZE, Arrays, Problem, Weights, make_problem, tiny
+from jdistill.testing.problem import SIZE, Arrays, Problem, Weights, make_problem
+from jdistill.testing.requests import draw_requests, known_with, recommender
 from jdistill.testing.schemes import Refused, describe, settings, train_under
 from jdistill.testing.subject import EXTREME, QUICK, Subject, equal_networks, extremes, mean_of, value_and_gradients
-from jdistill.types import PyTree
+from jdistill.types import Outputs, PyTree
 
 
 class Unmet(Exception):
@@ -29,7 +31,9 @@ class Skipped(Exception):
 
 
 def shapes(subject: Subject) -> str:
-    """Values [B], in float32 where the outputs are float32 or bfloat16."""
+    """Values [B], in float32 where the outputs are float32 or bfloat16; what it draws are `drawn` items a row."""
+    if subject.loss.drawn:
+        _drawn(subject)
     for dtype in (jnp.float32, jnp.bfloat16):
         problem = subject.of(3, dtype)
         values, _ = jax.eval_shape(problem.evaluate, problem.params, problem.state, problem.arrays)
@@ -37,6 +41,19 @@ def shapes(subject: Subject) -> str:
         if found != f"float32[{SIZE}]":
             raise Unmet(f"values are {found} for outputs in {jnp.dtype(dtype).name}, expected float32[{SIZE}]: one an example")
     return "values [B], float32"
+
+
+def _drawn(subject: Subject) -> None:
+    """What `draw` gives: [B, drawn] int32, numbers of items."""
+    assert subject.shop is not None
+    batch, expected = draw_requests(0, 2, subject.shop), f"int32[{SIZE}, {subject.loss.drawn}]"
+    teacher = recommender(subject.shop) if subject.given else None
+    items = subject.loss.draw(jax.random.key(7), known_with(subject.shop, teacher), batch["inputs"]["user"])
+    found = f"{items.dtype}{list(items.shape)}"
+    if found != expected:
+        raise Unmet(f"draw gives {found}, expected {expected}: `drawn` items a row")
+    if not ((items >= 0) & (items < subject.shop.items)).all():
+        raise Unmet(f"draw gives {items.min()} to {items.max()}, expected numbers of the {subject.shop.items} items")
 
 
 def state(subject: Subject) -> str:
@@ -57,7 +74,7 @@ def state(subject: Subject) -> str:
 def finite(subject: Subject) -> str:
     """Values and gradients are finite at outputs of +-1e4, of zeros and at the teacher's, in float32 and bfloat16."""
     settings = [(3, jnp.float32), (3, jnp.bfloat16)]
-    if "student.logits" in subject.reads or subject.calls_a_network:
+    if subject.shop is None and ("student.logits" in subject.reads or subject.calls_a_network):
         settings.append((1, jnp.float32))
     refused = ""
     for classes, dtype in settings:
@@ -84,7 +101,7 @@ def gradients(subject: Subject) -> str:
     with jax.enable_x64(True):
         problem, program = subject.wide
         arrays = problem.arrays
-        if not subject.calls_a_network:
+        if isinstance(arrays.student, Outputs):
             arrays = arrays._replace(student=_noisy(arrays.student))
         at = problem.params, arrays.student
         (value, _), both = program(problem.params, problem.state, arrays)
@@ -196,7 +213,7 @@ def sharded(subject: Subject) -> str:
     spread, copied = (jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)) for axes in (("batch",), ()))
 
     def place(tree: PyTree) -> PyTree:
-        return jax.device_put(tree, copied if isinstance(tree, Weights) else spread)
+        return jax.device_put(tree, copied if isinstance(tree, Weights | Known) else spread)
 
     one = subject.at_plain(problem.params, problem.state, problem.arrays)
     arrays = Arrays(*map(place, problem.arrays))
@@ -217,18 +234,18 @@ def per_example(subject: Subject) -> str:
     if declared:
         return "others change nothing"
     if moved <= 1e-7 * size and subject.is_default and not subject.calls_a_network:
-        unlike = subject.problem(models=(tiny(3, width=4), tiny(3, width=6)))  # some add a layer between other widths
+        unlike = subject.problem(models=subject.pair((True, 4), (True, 6)))  # some add a layer between other widths
         if _moved(unlike, value_and_gradients(unlike), subject) <= 1e-7 * size:
             raise Unmet("per_example = False, but a value does not move with the other examples; declare True")
     return "relational, as declared"
 
 
 def _moved(problem: Problem, program: Any, subject: Subject) -> float:
-    """By how much the value of row 0 changes with the other rows."""
+    """By how much the value of the last row changes with the others; what counts once in a batch counts in an earlier row."""
     one, other = (
         program(problem.params, problem.state, arrays)[0][1][0] for arrays in (problem.arrays, subject.another_batch(problem))
     )
-    return abs(float(one[0] - other[0]))
+    return abs(float(one[-1] - other[-1]))
 
 
 def needs_teacher(subject: Subject) -> str:
@@ -237,8 +254,8 @@ def needs_teacher(subject: Subject) -> str:
         if not subject.runs_without_teacher:
             raise Unmet("needs_teacher = False, but it cannot be evaluated without one; declare True")
         return "runs without one, as declared"
-    problem = make_problem(subject.loss)
-    student = jax.eval_shape(problem.as_tables, problem.arrays).student
+    problem = subject.plain
+    student = jax.eval_shape(problem.as_tables, problem.weights).student
     try:
         subject.loss.init(jax.random.key(0), student, None)
     except UsageError as error:
@@ -253,27 +270,28 @@ def needs_teacher(subject: Subject) -> str:
 
 
 def declared(subject: Subject) -> str:
-    """`calls_networks` and `reads_initial` are true."""
-    loss = subject.loss
+    """`calls_networks`, `reads_initial` and `reads_requests` are true."""
+    loss, asks = subject.loss, subject.shop is not None and not subject.runs_on_classes
     calls = "teacher_network" in subject.reads
     reads = any(name.startswith("initial") for name in subject.reads)
-    for attribute, used in (("calls_networks", calls), ("reads_initial", reads)):
+    for attribute, used in (("calls_networks", calls), ("reads_initial", reads), ("reads_requests", asks)):
         says = bool(getattr(loss, attribute))
         if says != used and (used or subject.is_default):
             does = "it does" if used else "it does not"
             raise Unmet(f"{attribute} = {says}, but {does}; declare {attribute} = {used}")
-    return f"calls_networks = {bool(loss.calls_networks)}, reads_initial = {bool(loss.reads_initial)}"
+    listed = ("calls_networks", "reads_initial", *(["reads_requests"] if asks else []))
+    return ", ".join(f"{attribute} = {bool(getattr(loss, attribute))}" for attribute in listed)
 
 
 def networks(subject: Subject) -> str:
-    """With networks without maps, and with unlike ones, it either works or says that it does not fit."""
-    kinds = {"networks without maps": ((False, 7), (False, 9)), "networks of other widths": ((True, 5), (True, 8)),
-             "maps and no maps": ((True, 5), (False, 9))}  # fmt: skip
+    """With networks without maps (of requests: without embeddings), and with unlike ones, it works or says that it cannot."""
+    maps = "maps" if subject.shop is None else "embeddings"
+    kinds = {f"networks without {maps}": ((False, 7), (False, 9)), "networks of other widths": ((True, 5), (True, 8)),
+             f"{maps} and no {maps}": ((True, 5), (False, 9))}  # fmt: skip
     refused = []
     for name, pair in kinds.items():
-        models = tuple(tiny(3, maps, width) for maps, width in pair)
         try:
-            problem = subject.problem(tables=False, models=models)
+            problem = subject.problem(tables=False, models=subject.pair(*pair))
             values, _ = jax.eval_shape(problem.evaluate, problem.params, problem.state, problem.arrays)
         except UsageError:
             refused.append(name)
@@ -288,7 +306,7 @@ def networks(subject: Subject) -> str:
 def schemes(subject: Subject) -> str:
     """It trains under every scheme: its stages are traced, and with `execute` a step of each is taken."""
     problems, refused, tried = [], [], 0
-    for setting in settings():
+    for setting in settings(subject.loss):
         tried += 1
         try:
             train_under(setting, subject.loss, subject.execute)
@@ -298,7 +316,8 @@ def schemes(subject: Subject) -> str:
             problems.append(f"scheme={describe(setting)}: {one_line(error)}")
     if problems:
         raise Unmet("; ".join(problems))
-    but = f"; it adapts the student, so it refuses {', '.join(refused)}" if refused else ""
+    why = "it adapts the student, so it refuses" if subject.shop is None else "on requests refused under"
+    but = f"; {why} {', '.join(refused)}" if refused else ""
     return f"{tried - len(refused)} settings of all schemes{'' if subject.execute else ', traced'}{but}"
 
 
@@ -316,8 +335,8 @@ def _members(loss: Loss) -> list[Any]:
 
 
 def _with_numbers(problem: Problem, loss: Any, params: PyTree, state: PyTree, arrays: Arrays) -> Any:
-    """Values of `loss`, one with other numbers than the problem's."""
-    return loss.evaluate(params, state, problem.context(arrays))[0]
+    """Values of `loss`, one with other numbers than the problem's; it draws with them as well."""
+    return dataclasses.replace(problem, loss=loss).evaluate(params, state, arrays)[0]
 
 
 def _static_floats(loss: Any) -> Iterator[str]:

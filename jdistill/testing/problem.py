@@ -11,6 +11,10 @@ import numpy as np
 from jax import Array
 
 from jdistill.losses.base import Loss
+from jdistill.method import Term
+from jdistill.passes import _on_drawn
+from jdistill.sampling import Known
+from jdistill.testing.requests import Shop, draw_requests, interactions, known_with, recommender, shop_for
 from jdistill.types import Batch, Context, Model, Network, Outputs, PyTree
 
 SIZE, ROWS = 4, 12
@@ -25,11 +29,17 @@ class Weights(NamedTuple):
 
 
 class Arrays(NamedTuple):
-    """What the networks give, as `Weights` or as the `Outputs` themselves, and the batch."""
+    """What the networks give, as `Weights` or as the `Outputs` themselves, the batch, and of requests what is known."""
 
     student: Outputs | Weights
     teacher: Outputs | Weights
     batch: Batch
+    known: Known | None = None
+
+
+def small(shop: Shop | None, classes: int, maps: bool = True, width: int = 3) -> Model:
+    """A `tiny` network, or a `recommender` of a shop, where `maps` stands for its embeddings."""
+    return tiny(classes, maps, width) if shop is None else recommender(shop, width, maps)
 
 
 @functools.cache
@@ -79,7 +89,7 @@ class Problem:
       teacher_given: whether the context has a teacher.
       models: student and teacher; the loss has adapted the student.
       states: what the two networks remember.
-      outputs_of: turns an `Arrays`' networks into outputs of the problem's precision.
+      dtype: of the networks' outputs.
       params, state: the loss's own, as it initialises them.
       arrays: a first batch, with weights or tables of outputs.
       weights: the same with weights.
@@ -103,17 +113,16 @@ class Problem:
 
     def context(self, arrays: Arrays, seen: set[str] | None = None) -> Context:
         """A context as training makes it: nothing differentiates the teacher. `seen` collects what is read of it."""
-        teacher_arrays = jax.lax.stop_gradient(arrays.teacher)
-        student, student_network = self._network(0, arrays.student, arrays.batch, "student_network", seen)
-        teacher, teacher_network = self._network(1, teacher_arrays, arrays.batch, "teacher_network", seen)
-        given, initial = self.teacher_given, self.initial
-        if seen is not None:
-            student, teacher = _watched(student, "student", seen), _watched(teacher, "teacher", seen)
-            initial = None if initial is None else _watched(initial, "initial", seen)
-        return Context(
+        student, student_network = self._network(0, arrays.student, arrays.batch)
+        teacher, teacher_network = self._network(1, jax.lax.stop_gradient(arrays.teacher), arrays.batch)
+        given = self.teacher_given
+        context = Context(
             student, teacher if given else None, arrays.batch, jax.random.key(7), student_network,
-            teacher_network if given else None, initial,
+            teacher_network if given else None, self.initial, arrays.known,
         )  # fmt: skip
+        if self.loss.drawn:
+            context = _on_drawn(Term(name="loss", loss=self.loss), context)
+        return context if seen is None else _watched(context, seen)
 
     def outputs(self, which: int, weights: Weights, inputs: Array) -> Outputs:
         """The outputs of the student (0) or the teacher (1)."""
@@ -123,38 +132,32 @@ class Problem:
         """The same arrays with the networks' outputs in place of their weights."""
         assert isinstance(arrays.student, Weights) and isinstance(arrays.teacher, Weights)
         inputs = arrays.batch["inputs"]
-        return Arrays(self.outputs(0, arrays.student, inputs), self.outputs(1, arrays.teacher, inputs), arrays.batch)
+        return arrays._replace(student=self.outputs(0, arrays.student, inputs), teacher=self.outputs(1, arrays.teacher, inputs))
 
-    def _network(self, which: int, given: Any, batch: Batch, name: str, seen: set[str] | None) -> tuple[Outputs, Network]:
+    def _network(self, which: int, given: Any, batch: Batch) -> tuple[Outputs, Network]:
         model, state = self.models[which], self.states[which]
-
-        def called(function: Any) -> Any:
-            @functools.wraps(function)
-            def call(x: Array) -> Any:
-                if seen is not None:
-                    seen.add(name)
-                return function(x)
-
-            return call
-
         if isinstance(given, Outputs):  # found not to be called
-            return given, Network(called(lambda inputs: given), called(lambda embedding: given.logits))
+            return given, Network(lambda inputs: given, lambda embedding: given.logits)
         outputs = functools.partial(self.outputs, which, given)
         head = model.network(given.params, state).head
-        return outputs(batch["inputs"]), Network(called(outputs), called(lambda e: head(e).astype(self.dtype)))
+        return outputs(batch["inputs"]), Network(outputs, lambda e: head(e).astype(self.dtype))
 
 
-def draw_batch(seed: int, classes: int, dtype: Any = jnp.float32) -> Batch:
-    """`SIZE` rows of the training set, which has labels of every class; `seed` 0 and 1 share row 0 and nothing else."""
+def draw_batch(seed: int, classes: int, dtype: Any = jnp.float32, shop: Shop | None = None) -> Batch:
+    """`SIZE` rows of the training set, which has labels of every class; `seed` 0 and 1 share the last row and nothing else."""
+    if shop is not None:
+        return draw_requests(seed, classes, shop)
     random = np.random.RandomState(seed)
     inputs = random.randn(SIZE, 6, 6, 2)
-    inputs[0] = np.random.RandomState(99).randn(6, 6, 2)
-    index = np.array([[5, 1, 9, 3], [5, 6, 2, 10]][seed], np.int32)
+    inputs[-1] = np.random.RandomState(99).randn(6, 6, 2)
+    index = np.array([[1, 9, 3, 5], [6, 2, 10, 5]][seed], np.int32)
     return {"inputs": jnp.asarray(inputs, dtype), "label": labels(classes)[index], "index": jnp.asarray(index)}
 
 
-def labels(classes: int) -> Array:
-    """Of the training rows: [ROWS]."""
+def labels(classes: int, shop: Shop | None = None) -> Array:
+    """Of the training rows: [ROWS] int32; of a shop the interactions' values, [N] float32."""
+    if shop is not None:
+        return jnp.asarray(interactions(shop).train["label"])
     return jnp.arange(ROWS, dtype=jnp.int32) % max(classes, 2)
 
 
@@ -167,36 +170,48 @@ def make_problem(
     teacher_given: bool = True,
     initial_given: bool = True,
     models: tuple[Model, ...] | None = None,
+    requests: bool | None = None,
 ) -> Problem:
     """The loss between two networks of `classes` logits whose outputs come in `dtype`; parameters in `wide`.
+
+    With `requests` (None: where the loss says that it needs them) the networks are recommenders, and `classes` is the
+    number of candidates.
 
     Raises:
       UsageError: the loss refuses these networks.
     """
-    batch = draw_batch(0, classes, wide)
+    shop = shop_for(loss) if asks(loss, requests) else None
+    batch = draw_batch(0, classes, wide, shop)
     one = jnp.ones((), wide)
-    student, teacher = models or (tiny(classes), tiny(classes))
+    student, teacher = models or (small(shop, classes), small(shop, classes))
+    known = None if shop is None else known_with(shop, teacher if teacher_given else None)
     student = loss.adapt(student, teacher if teacher_given else None)
     key = jax.random.key(3)
-    params_t, state_t = _initialised(teacher, 0, wide)
-    params_s, state_s = _initialised(student, 1, wide)
+    params_t, state_t = _initialised(teacher, 0, wide, shop)
+    params_s, state_s = _initialised(student, 1, wide, shop)
     state_s = loss.adopt(state_s, (params_t, state_t))
-    arrays = Arrays(Weights(params_s, one), Weights(params_t, one), batch)
+    arrays = Arrays(Weights(params_s, one), Weights(params_t, one), batch, known)
     problem = Problem(loss, teacher_given, (student, teacher), (state_s, state_t), dtype, {}, {}, arrays, arrays, None)
     if initial_given:
-        initial = problem.outputs(0, Weights(_initialised(student, 2, wide)[0], one), batch["inputs"])
+        initial = problem.outputs(0, Weights(_initialised(student, 2, wide, shop)[0], one), batch["inputs"])
         problem = dataclasses.replace(problem, initial=initial)
     tables = jax.eval_shape(problem.as_tables, arrays)
     pair = tables.student, tables.teacher if teacher_given else None
     params = loss.init(key, *pair)
-    state = loss.init_state(jax.random.fold_in(key, 0), *pair, labels(classes))
+    state = loss.init_state(jax.random.fold_in(key, 0), *pair, labels(classes, shop))
     return dataclasses.replace(problem, params=params, state=state)
 
 
+def asks(loss: Loss, requests: bool | None = None) -> bool:
+    """`requests`, or where that is None whether the loss says that it needs requests, or draws items for users."""
+    return bool(loss.reads_requests or loss.drawn) if requests is None else requests
+
+
 @functools.lru_cache(maxsize=64)
-def _initialised(model: Model, seed: int, wide: Any) -> tuple[PyTree, PyTree]:
+def _initialised(model: Model, seed: int, wide: Any, shop: Shop | None) -> tuple[PyTree, PyTree]:
     """Kept, as the compiling takes longer than all that a loss does with it."""
-    return jax.jit(model.init)(jax.random.key(seed), draw_batch(0, 2, wide)["inputs"])
+    made = jax.jit(model.init)(jax.random.key(seed), draw_batch(0, 2, wide, shop)["inputs"])
+    return jax.tree.map(lambda leaf: leaf.astype(wide), made)
 
 
 @functools.lru_cache(maxsize=64)
@@ -239,7 +254,28 @@ class _Watched(Outputs):
             self.seen.add(f"{self.name}.{field}")
 
 
-def _watched(outputs: Outputs, name: str, seen: set[str]) -> Outputs:
-    made = _Watched(*outputs)
-    made.name, made.seen = name, seen  # type: ignore[assignment]
-    return made
+def _watched(context: Context, seen: set[str]) -> Context:
+    """The context whose outputs and networks note in `seen` when they are read and called."""
+
+    def outputs(given: Outputs | None, name: str) -> Any:
+        if given is None:
+            return None
+        made = _Watched(*given)
+        made.name, made.seen = name, seen  # type: ignore[assignment]
+        return made
+
+    def network(given: Network | None, name: str) -> Any:
+        def called(function: Any) -> Any:
+            @functools.wraps(function)
+            def call(x: Any) -> Any:
+                seen.add(name)
+                return function(x)
+
+            return call
+
+        return None if given is None else Network(*map(called, given))
+
+    return context._replace(
+        **{name: outputs(getattr(context, name), name) for name in ("student", "teacher", "initial")},
+        **{name: network(getattr(context, name), name) for name in ("student_network", "teacher_network")},
+    )

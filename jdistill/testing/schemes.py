@@ -19,9 +19,10 @@ from jdistill.schemes import Scheme, Setting
 from jdistill.schemes.base import preparing
 from jdistill.stages import abstract, enter_stage, init_state, leave_stage
 from jdistill.teachers.targets import Live, Target
-from jdistill.testing.problem import ROWS, SIZE, draw_batch, labels, tiny
+from jdistill.testing.problem import SIZE, asks, draw_batch, labels, small
+from jdistill.testing.requests import Shop, known_with, shop_for
 from jdistill.train import Learner, Parts, make_step
-from jdistill.types import Model, PyTree
+from jdistill.types import Batch, Model, PyTree
 
 CLASSES = 6  # three in each group of scheme=continual, which logit standardisation needs
 FORMS: tuple[dict[str, Any], ...] = (
@@ -33,13 +34,18 @@ FORMS: tuple[dict[str, Any], ...] = (
 """Further settings of schemes, beside each one's default."""
 
 
+OF_CLASSES = ("continual",)
+"""Schemes that divide the classes, which requests have none of."""
+
+
 class Refused(Exception):
-    """The loss declares that it cannot be used so (it adapts the student to one frozen teacher)."""
+    """The loss cannot be used so: it adapts the student to one frozen teacher, or draws from such a one's ranking."""
 
 
-def settings() -> Iterator[dict[str, Any]]:
-    """Every registered scheme, and `FORMS`."""
-    yield from ({"name": name} for name in options("scheme"))
+def settings(loss: Loss) -> Iterator[dict[str, Any]]:
+    """Every registered scheme, and `FORMS`; for requests without `OF_CLASSES`."""
+    names = [name for name in options("scheme") if not (asks(loss) and name in OF_CLASSES)]
+    yield from ({"name": name} for name in names)
     yield from FORMS
 
 
@@ -52,28 +58,32 @@ def train_under(setting: dict[str, Any], loss: Loss, execute: bool = False) -> N
     """Traces every stage of a training with `loss`; with `execute` takes a step of each.
 
     Raises:
-      Refused: the loss adapts the student, and this scheme cannot have such a one.
+      Refused: the loss adapts the student or needs requests, and this scheme cannot have such a one.
       AssertionError: a step gave a number that is not finite, in the objective or in a parameter.
     """
     try:
         _train_under(setting, loss, execute)
     except UsageError as error:
-        if type(loss).adapt is Loss.adapt:
+        if (type(loss).adapt is Loss.adapt and not asks(loss)) or setting == {"name": "offline"}:
             raise
         raise Refused(str(error)) from error
 
 
 def _train_under(setting: dict[str, Any], loss: Loss, execute: bool) -> None:
     scheme: Scheme = build("scheme", setting)
-    student, teacher = tiny(CLASSES), tiny(CLASSES)
+    shop = shop_for(loss) if asks(loss) else None
+    student, teacher = small(shop, CLASSES), small(shop, CLASSES)
     frozen_names = tuple(scheme.frozen()) if loss.needs_teacher else ()
     student = loss.adapt(student, teacher if len(frozen_names) == 1 and not scheme.trained() else None)
-    method, parts = _stages(scheme, loss, student), _parts(scheme, loss, student, teacher, frozen_names)
-    batch = {**draw_batch(0, CLASSES), **{name: array[:SIZE] for name, array in scheme.arrays(_labels()).items()}}
+    batch = draw_batch(0, CLASSES, shop=shop)
+    method = _stages(scheme, loss, student, batch)
+    parts = _parts(scheme, loss, student, teacher, frozen_names, batch)
+    batch |= {name: array[:SIZE] for name, array in scheme.arrays(np.asarray(labels(CLASSES, shop))).items()}
 
     def train(key: Any, batch: Any) -> tuple[PyTree, PyTree]:
         variables = {name: model.init(key, batch["inputs"]) for name, model in (("student", student), ("teacher", teacher))}
         frozen = {name: variables["student" if name == "initial" else "teacher"] for name, _ in parts.targets}
+        frozen |= _tables(shop, teacher, frozen_names)
         state, before = init_state(parts, key, batch), None
         metrics: dict[str, Any] = {}
         if frozen_names:
@@ -82,7 +92,7 @@ def _train_under(setting: dict[str, Any], loss: Loss, execute: bool) -> None:
         step = make_step(parts)
         for stage in method:
             state = state if before is None else leave_stage(before, state)
-            state = enter_stage(parts, stage, state, key, batch, frozen, labels(CLASSES))
+            state = enter_stage(parts, stage, state, key, batch, frozen, labels(CLASSES, shop))
             state, metrics = step(state, frozen, batch, key, stage, (jnp.float32(2), jnp.float32(1)))
             before = stage
         return state.params, metrics
@@ -95,12 +105,17 @@ def _train_under(setting: dict[str, Any], loss: Loss, execute: bool) -> None:
         assert bool(np.isfinite(np.asarray(leaf)).all()), "a parameter or the objective is not finite after a step"
 
 
-def _labels() -> np.ndarray:
-    return np.arange(ROWS, dtype=np.int32) % CLASSES
+def _tables(shop: Shop | None, teacher: Model, frozen_names: tuple[str, ...]) -> dict[str, Any]:
+    """What losses on requests draw from, as training keeps it beside the frozen networks."""
+    if shop is None:
+        return {}
+    known = known_with(shop, teacher if frozen_names else None)
+    rankings = {} if known.ranking is None else dict.fromkeys(frozen_names, known.ranking)
+    return {"tables": {"known": known._replace(ranking=None), "rankings": rankings}}
 
 
-def _stages(scheme: Scheme, loss: Loss, student: Model) -> tuple[Stage, ...]:
-    outputs = abstract(student, jax.eval_shape(lambda: draw_batch(0, CLASSES)["inputs"]))
+def _stages(scheme: Scheme, loss: Loss, student: Model, batch: Batch) -> tuple[Stage, ...]:
+    outputs = abstract(student, batch["inputs"])
     setting = Setting(
         task=Term(name="cross_entropy", loss=CrossEntropy()),
         distil=Term(name="loss", teacher="teacher" if loss.needs_teacher else None, loss=loss),
@@ -114,8 +129,8 @@ def _stages(scheme: Scheme, loss: Loss, student: Model) -> tuple[Stage, ...]:
     return tuple(as_leaves(stage) for stage in stages)
 
 
-def _parts(scheme: Scheme, loss: Loss, student: Model, teacher: Model, frozen_names: tuple[str, ...]) -> Parts:
-    outputs = abstract(student, jax.eval_shape(lambda: draw_batch(0, CLASSES)["inputs"]))
+def _parts(scheme: Scheme, loss: Loss, student: Model, teacher: Model, frozen_names: tuple[str, ...], batch: Batch) -> Parts:
+    outputs = abstract(student, batch["inputs"])
     of_group = {"student": student, "teacher": teacher}
     learners = (
         Learner("student", student),

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 
 from jdistill.losses.base import Loss
 from jdistill.pytrees import structure_key
-from jdistill.testing.problem import Arrays, Problem, Weights, draw_batch, make_problem, read_by
-from jdistill.types import Outputs, PyTree
+from jdistill.testing.problem import Arrays, Problem, Weights, asks, draw_batch, make_problem, read_by, small
+from jdistill.testing.requests import Shop, shop_for
+from jdistill.types import Model, Outputs, PyTree
 
 EXTREME = 1e4
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -32,17 +33,28 @@ class Subject:
     @functools.cached_property
     def runs_without_teacher(self) -> bool:
         """Whether the loss is usable where there is no teacher."""
-        return self._runs(teacher_given=False)
+        return self._runs(teacher_given=False, requests=self.shop is not None)
 
     @functools.cached_property
     def runs_without_initial(self) -> bool:
         """Whether the loss is usable where the context has no `initial`."""
-        return self._runs(teacher_given=self.given, initial_given=False)
+        return self._runs(teacher_given=self.given, initial_given=False, requests=self.shop is not None)
 
     @functools.cached_property
     def given(self) -> bool:
         """Whether there is a teacher here: also for a loss that wrongly says that it needs none."""
         return self.loss.needs_teacher or not self.runs_without_teacher
+
+    @functools.cached_property
+    def shop(self) -> Shop | None:
+        """What requests are made of, None for a loss of classes; also for one that wrongly says that it needs no requests."""
+        wrongly = not asks(self.loss) and not self.runs_on_classes and self._runs(requests=True)
+        return shop_for(self.loss) if asks(self.loss) or wrongly else None
+
+    @functools.cached_property
+    def runs_on_classes(self) -> bool:
+        """Whether it is usable where there are no requests."""
+        return not self.loss.drawn and self._runs(requests=False)
 
     @functools.cached_property
     def reads(self) -> set[str]:
@@ -51,6 +63,11 @@ class Subject:
     @functools.cached_property
     def calls_a_network(self) -> bool:
         return bool(self.reads & {"student_network", "teacher_network"})
+
+    @property
+    def runs_networks(self) -> bool:
+        """Whether a table of outputs is not enough to try it on: it calls a network, or has items drawn and scored."""
+        return self.calls_a_network or bool(self.loss.drawn)
 
     @functools.cached_property
     def plain(self) -> Problem:
@@ -88,17 +105,22 @@ class Subject:
             self.notes[key] = self.problem(classes=classes, dtype=dtype)
         return self.notes[key]
 
+    def pair(self, *kinds: tuple[bool, int]) -> tuple[Model, ...]:
+        """Networks for a problem: with maps (or embeddings) or without, each of a width."""
+        return tuple(small(self.shop, 3, maps, width) for maps, width in kinds)
+
     def problem(self, *, tables: bool | None = None, **options: Any) -> Problem:
-        """A problem, with the networks' outputs as arrays (`tables`; None: where the loss calls no network)."""
+        """A problem, with the networks' outputs as arrays (`tables`; None: where these are enough)."""
         initial = self.loss.reads_initial or not self.runs_without_initial
+        options |= {"requests": self.shop is not None}
         problem = make_problem(self.loss, teacher_given=self.given, initial_given=initial, **options)
-        tables = not self.calls_a_network if tables is None else tables
+        tables = not self.runs_networks if tables is None else tables
         return dataclasses.replace(problem, arrays=problem.as_tables(problem.arrays)) if tables else problem
 
     def another_batch(self, problem: Problem) -> Arrays:
-        """The arrays of a batch that shares row 0 alone."""
-        arrays = problem.weights._replace(batch=draw_batch(1, 3))
-        return arrays if self.calls_a_network else problem.as_tables(arrays)
+        """The arrays of a batch that shares the last row alone."""
+        arrays = problem.weights._replace(batch=draw_batch(1, 3, shop=self.shop))
+        return arrays if self.runs_networks else problem.as_tables(arrays)
 
     def _runs(self, **given: bool) -> bool:
         try:

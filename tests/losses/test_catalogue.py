@@ -15,7 +15,7 @@ from tests.e2e.helpers import call, succeed
 
 OWN = {name: option for name, option in options("loss").items() if option.target.__module__.startswith("jdistill.")}
 PAGE = Path(__file__).parents[2] / "docs/losses.md"
-NO_PAPER = {"none", "cross_entropy", "residual", "sum"}
+NO_PAPER = {"none", "cross_entropy", "residual", "sum", "mse"}
 
 
 def test_the_page_is_up_to_date():

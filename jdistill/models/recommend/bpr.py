@@ -7,6 +7,7 @@ from jdistill.data.base import Schema
 from jdistill.models.base import model, positive_integer
 from jdistill.models.recommend._scores import Request, require_interactions, score
 from jdistill.pytrees import require_positive
+from jdistill.types import USERS_AND_ITEMS, Rows
 
 
 @model("bpr", teacher={"dim": 200}, student={"dim": 20})
@@ -37,6 +38,11 @@ class BPR(nn.Module):
         positive_integer(dim=self.dim)
         require_positive(init_std=self.init_std)
         super().__post_init__()
+
+    @property
+    def embedding_tables(self) -> Rows:
+        """What `optim.rows` updates by rows."""
+        return (*USERS_AND_ITEMS, (("bias",), "items")) if self.bias else USERS_AND_ITEMS
 
     @nn.compact
     def __call__(self, inputs: Request, train: bool = False) -> tuple[Array, dict[str, Array]]:

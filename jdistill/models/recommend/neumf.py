@@ -1,6 +1,7 @@
 """Neural matrix factorisation (He et al. 2017)."""
 
 import itertools
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from jdistill.data.base import Schema
 from jdistill.models.base import model, positive_integer
 from jdistill.models.recommend._scores import Request, products, require_interactions
 from jdistill.pytrees import require_positive
+from jdistill.types import USERS_AND_ITEMS, Rows
 
 Layers = list[tuple[Array, Array]]
 
@@ -46,6 +48,8 @@ class NeuMF(nn.Module):
     layers: int = 3
     init_std: float = 0.01
     chunk: int = 512
+
+    embedding_tables: ClassVar[Rows] = USERS_AND_ITEMS
 
     def __post_init__(self) -> None:
         require_interactions(self.schema)
