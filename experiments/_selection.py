@@ -30,7 +30,8 @@ def select(
       did not finish stay.
     """
     rows = [column for column in (PROBLEM, METHOD) if column in frame]
-    frame = frame.assign(**{TRIED: [setting(row, keys) for row in frame.to_dict("records")]})
+    frame = frame.copy()  # of one piece: joined frames of many columns are not
+    frame[TRIED] = [setting(row, keys) for row in frame.to_dict("records")]
     alone = frame.groupby(rows, sort=False)[TRIED].transform("nunique") == 1
     frame.loc[alone, TRIED] = ""
     done, kept = frame["status"] == "finished", []

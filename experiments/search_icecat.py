@@ -40,7 +40,7 @@ LOSSES = {
 }
 GRID = "loss.weight=0.3,1"
 SWEEPS = {  # one sweep each, since reading the text of the catalogue takes longer than training
-    "cheap": ("student=ltr_mlp,ltr_linear", f"loss={','.join(LOSSES)}", GRID),
+    "cheap": ("student=ltr_mlp", f"loss={','.join(LOSSES)}", GRID),
     "all": (ALL, "student=ltr_mlp", "loss=none,margin_mse,listwise_kd", GRID),
     "teacher": (ALL, "loss=none", "student=ltr_mlp", "student.widths=[64,32]", "student.context=mean", "student.dropout=0.2",
                 "optim.lr=1e-3"),

@@ -17,6 +17,7 @@ from jdistill.errors import UsageError
 from jdistill.estimators import Estimator
 from jdistill.fitting import CheckpointPolicy, sample_of, steps_per_epoch
 from jdistill.losses import Loss
+from jdistill.losses.logits import ClassLogitsLoss
 from jdistill.method import Method, Rows, Stage, Term
 from jdistill.networks import Frozen, estimator, frozen_networks, has_network, network, optimizer, trained_networks
 from jdistill.optim import Optimizer
@@ -29,7 +30,7 @@ from jdistill.sampling import Lists, Ranking
 from jdistill.schemes import Scheme, Setting
 from jdistill.schemes.base import preparing
 from jdistill.stages import abstract, enter_stage, features_read, init_state, leave_stage, prepared
-from jdistill.tasks import Task
+from jdistill.tasks import Regression, Task
 from jdistill.teachers.given import given_logits
 from jdistill.teachers.targets import Live, Lookup, Target
 from jdistill.train import Learner, Parts
@@ -216,7 +217,11 @@ def check(blueprint: Blueprint) -> None:
     if blueprint.config["transfer"]["inherit"] and not has_network(blueprint.config["teacher"]):
         name = blueprint.config["teacher"]["name"]
         raise UsageError(f"transfer.inherit=true needs a teacher network, got teacher={name}; choose one")
+    if isinstance(blueprint.task, Regression) and isinstance(blueprint.loss, ClassLogitsLoss):
+        name = blueprint.config["loss"]["name"]
+        raise UsageError(f"loss={name} compares probabilities, and task=regression predicts a number; use loss=logit_mse")
     for frozen in blueprint.teachers.values():
+        _check_teaching(blueprint, frozen)
         if frozen.model is None:
             if dataset.schema.items:
                 raise UsageError("teacher=logits holds logits of rows; requests to a recommender differ in every step")
@@ -228,6 +233,19 @@ def check(blueprint: Blueprint) -> None:
     if blueprint.optim.rows:
         for stage in blueprint.method().stages:
             rows.require(blueprint.parts({}), stage)
+
+
+def _check_teaching(blueprint: Blueprint, frozen: Frozen) -> None:
+    """Raises `UsageError` where a teacher that is still to be trained has fewer examples than a batch takes."""
+    if frozen.model is None or frozen.config["teacher"]["checkpoint"]:
+        return
+    changed = configs.teaching(frozen.config)
+    rows = configs.option("task", changed).rows(load_dataset(changed))
+    stage = Stage(name="teacher", terms=(), optim=optimizer("teacher.optim", frozen.config["teacher"]["optim"]))
+    try:
+        steps_per_epoch(stage, len(rows["label"]))
+    except UsageError as error:
+        raise UsageError(f"teacher.{error}".replace(" optim.drop_last", " teacher.optim.drop_last")) from error
 
 
 def features_wanted(blueprint: Blueprint) -> dict[str, frozenset[str]]:

@@ -87,12 +87,12 @@ def nth_absent(lists: Lists, user: Array, n: Array) -> Array:
 def absent(key: Array, lists: Lists, items: int, user: Array, size: int) -> Array:
     """Items [B, size] int32 drawn uniformly, with replacement, among those not in the list of `user` [B].
 
-    A user whose list holds every item gets item 0.
+    A user whose list holds every item gets the last one.
     """
     count = items - (lists.start[user + 1] - lists.start[user])
     user, count = (jnp.broadcast_to(a[:, None], (a.shape[0], size)) for a in (user, jnp.maximum(count, 1)))
-    n = jnp.floor(jax.random.uniform(key, count.shape) * count).astype(jnp.int32)
-    return jnp.minimum(nth_absent(lists, user, jnp.minimum(n, count - 1)), items - 1)
+    n = jax.random.randint(key, count.shape, 0, count)
+    return jnp.minimum(nth_absent(lists, user, n), items - 1)
 
 
 def unobserved(key: Array, known: Known, user: Array, size: int) -> Array:

@@ -140,8 +140,9 @@ def test_scenarios_compose_as_their_labels_say():
         assert teacher["student"]["name"] == distilled["teacher"]["name"] == scenario.teacher[0], scenario.name
         assert plain["student"] == distilled["student"] and plain["optim"] == distilled["optim"]
         assert (plain["loss"]["name"], teacher["loss"]["name"]) == ("none", "none")
-        assert distilled["loss"]["name"] != "none" and distilled["teacher"]["seed"] == 0
-        assert distilled["teacher"]["optim"] == teacher["optim"] and distilled["report"] == "best_val"
+        assert (distilled["loss"]["name"] != "none") != distilled["transfer"]["inherit"]
+        assert distilled["teacher"]["optim"] == teacher["optim"] and distilled["teacher"]["seed"] == 0
+        assert plain["report"] == distilled["report"] and not plain["transfer"]["inherit"]
         assert plain["data"] == distilled["data"] == teacher["data"]
 
 
@@ -151,7 +152,7 @@ def test_conversion_hides_privileged_columns_from_every_student_but_the_one_that
         config = composed("experiment=conversion_privileged", *map(one, method.overrides), "seed=3")
         hidden = [] if "all features" in method.label else ["PageValues", "BounceRates", "ExitRates"]
         assert config["data"]["privileged"] == hidden and config["student"]["name"] == student
-        assert (config["data"]["fold"], config["teacher"]["seed"], config["data"]["folds"]) == (3, 3, 10)
+        assert (config["data"]["fold"], config["teacher"]["seed"], config["data"]["folds"]) == (3, 3, 5)
 
 
 def test_search_students_read_what_their_label_says():

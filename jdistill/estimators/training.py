@@ -18,16 +18,15 @@ from jdistill.teachers.store import Teacher
 from jdistill.teachers.targets import Lookup
 from jdistill.types import PyTree
 
-LOSSES = ("none", "kd")
-
 
 def require_fittable(blueprint: Blueprint) -> None:
     """Raises `UsageError` for what only networks can do, where the student is none."""
     config = blueprint.config
     name, loss = f"student={config['student']['name']}", config["loss"]["name"]
-    if loss not in LOSSES:
+    soft = "logit_mse" if isinstance(blueprint.task, Regression) else "kd"
+    if loss not in ("none", soft):
         raise UsageError(
-            f"{name} is fitted to labels and soft labels, not by gradients: set loss=none or loss=kd, got loss={loss}"
+            f"{name} is fitted to labels and soft labels, not by gradients: set loss=none or loss={soft}, got loss={loss}"
         )
     if not isinstance(blueprint.scheme, Offline):
         raise UsageError(f"{name} is fitted once, got scheme={config['scheme']['name']}; set scheme=offline")

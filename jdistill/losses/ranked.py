@@ -186,6 +186,8 @@ class RelaxedRanking(RankedLoss):
         """The interesting items in the teacher's order, then the uninteresting ones: [B, drawn] int32."""
         above, below = jax.random.split(key)
         best = best_items(known, self.top, self.interesting, "interesting")
+        if best.shape[1] >= known.popularity.shape[0]:
+            raise UsageError(f"top must be below {known.popularity.shape[0]}, the number of items, got {self.top}")
         places = jnp.arange(self.interesting)[None]
         if self.sampled:
             places = sampling.top_positions(above, len(user), best.shape[1], self.interesting, self.temperature)

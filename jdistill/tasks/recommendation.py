@@ -181,7 +181,9 @@ class Recommend(EachAlone, Task):
         popularity = np.bincount(dataset.side.edges[:, 1], minlength=dataset.schema.items) if dataset.side else None
         rows = getattr(dataset, split)
         relevant = rows["label"][:, :1] if "candidates" in rows else rows["label"]  # the others are not ranked
-        found = ranking_metrics(answer.items, relevant, self.cutoffs, popularity=popularity, groups=self.groups, users=dataset.schema.users)
+        found = ranking_metrics(
+            answer.items, relevant, self.cutoffs, popularity=popularity, groups=self.groups, users=dataset.schema.users
+        )
         if reference is not None:
             depth = min(max(self.cutoffs), answer.items.shape[1])
             found[f"teacher_overlap_at_{depth}"] = float(overlap_at_k(answer.items, reference.items, depth))

@@ -25,7 +25,7 @@ def saved_teacher_node(node: dict[str, Any], outputs: int, shape: list[int]) -> 
     for key, value in node.items():
         default = options("teacher")[node["name"]].fields.get(key, (None, value))[1]
         asked = value not in (saved.get(key), _listed(default))
-        if asked and key not in ("name", "checkpoint", "seed", "optim"):
+        if asked and key not in ("name", "checkpoint", "seed", "optim", "data", "task"):
             raise UsageError(
                 f"teacher.{key} is {value}, but teacher.checkpoint {path} has {saved.get(key)}; leave teacher.{key} out"
             )

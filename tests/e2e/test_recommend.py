@@ -112,7 +112,7 @@ def test_an_attention_teacher_into_a_recurrent_student():
 def test_an_attention_teacher_into_a_factorisation(one_cache):
     found = run(Path("run"), *SHOP, *SEQUENCES, "student=bpr", "teacher.task={name: next_item}", *RRD)
     assert found["teacher"]["name"] == "sasrec" and found["choices"]["task"] == "recommend"
-    (manifest,) = [path / "manifest.json" for path in teachers(one_cache) if str(path) == found["teacher"]["folder"]]
+    (manifest,) = [path / "manifest.json" for path in teachers(one_cache) if path.name == Path(found["teacher"]["folder"]).name]
     assert '"next_item"' in manifest.read_text() and "pointwise_bce" in (manifest.parent / "metrics.jsonl").read_text()
 
 
@@ -149,7 +149,6 @@ def test_a_compressed_recommender_is_smaller():
     assert small["metrics"]["test"]["ndcg_at_10"] == pytest.approx(whole["metrics"]["test"]["ndcg_at_10"], abs=0.1)
 
 
-@pytest.mark.xfail(strict=True, reason="teachers/saved.py compares teacher.data with the checkpoint's")
 def test_yesterdays_student_teaches_todays():
     run(Path("yesterday"), *TINY, "data.days=[0,0.7]", "loss=none")
     again = ("teacher.checkpoint=yesterday", "loss=kd", "teacher.data={days: [0, 0.7]}", "teacher.dim=3")
