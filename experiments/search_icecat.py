@@ -41,19 +41,17 @@ LOSSES = {
 GRID = "loss.weight=0.3,1"
 SWEEPS = {  # one sweep each, since reading the text of the catalogue takes longer than training
     "cheap": ("student=ltr_mlp", f"loss={','.join(LOSSES)}", GRID),
-    "all": (ALL, "student=ltr_mlp", "loss=none,margin_mse,listwise_kd", GRID),
     "teacher": (ALL, "loss=none", "student=ltr_mlp", "student.widths=[64,32]", "student.context=mean", "student.dropout=0.2",
                 "optim.lr=1e-3"),
+    "all": (ALL, "student=ltr_mlp", "loss=none,listwise_kd", GRID),
 }  # fmt: skip
-STUDENTS = {("cheap", "ltr_mlp"): "cheap features, 32 units", ("cheap", "ltr_linear"): "cheap features, linear",
-            ("all", "ltr_mlp"): "all features, 32 units", ("teacher", "ltr_mlp"): "the teacher's network"}  # fmt: skip
+STUDENTS = {"cheap": "cheap features, 32 units", "all": "all features, 32 units", "teacher": "the teacher's network"}
 
 
 def labelled(frame: pd.DataFrame, sweep: str) -> pd.DataFrame:
     """The runs of a sweep with problem and method; without a loss, its weight means nothing, and the first alone stays."""
     frame = frame[(frame["choices.loss"] != "none") | (frame["config.loss.weight"] == frame["config.loss.weight"].min())]
-    problem = [STUDENTS[sweep, student] for student in frame["choices.student"]]
-    return frame.assign(**{PROBLEM: problem, METHOD: frame["choices.loss"].map(LOSSES)})
+    return frame.assign(**{PROBLEM: STUDENTS[sweep], METHOD: frame["choices.loss"].map(LOSSES)})
 
 
 def by_fold(frame: pd.DataFrame) -> pd.DataFrame:
@@ -80,7 +78,7 @@ def main() -> None:
     )
     write_tables(given.out, with_notes(table, *notes))
     write_records(given.out, frame)
-    students = by_fold(frame[frame[PROBLEM] != STUDENTS["teacher", "ltr_mlp"]])
+    students = by_fold(frame[frame[PROBLEM] != STUDENTS["teacher"]])
     difference_figure(students, given.out / "difference.png", title="Search on Icecat, by fold", metric=METRIC, scale=1.0)
 
 

@@ -79,11 +79,11 @@ def test_folds_take_the_place_of_seeds():
 
 def test_runs_of_a_sweep_are_labelled_and_repetitions_of_plain_left_out():
     runs = pd.DataFrame(
-        {"choices.loss": ["none", "none", "kd", "kd"], "config.loss.weight": [0.1, 1, 0.1, 1], "choices.student": "ltr_linear"}
+        {"choices.loss": ["none", "none", "kd", "kd"], "config.loss.weight": [0.1, 1, 0.1, 1], "choices.student": "ltr_mlp"}
     )
     labelled = script("search_icecat").labelled(runs, "cheap")
     assert labelled[METHOD].tolist() == ["plain", "KD", "KD"]
-    assert set(labelled[PROBLEM]) == {"cheap features, linear"}
+    assert set(labelled[PROBLEM]) == {"cheap features, 32 units"}
 
 
 def test_summary_of_a_scenario():
@@ -107,7 +107,7 @@ def test_search_row_is_read_from_its_records(tmp_path):
         ("cheap features, 32 units", "plain", 0.6),
         ("cheap features, 32 units", "listwise KD", 0.7),
         ("the teacher's network", "plain", 0.8),
-        ("cheap features, linear", "plain", 0.1),
+        ("all features, 32 units", "plain", 0.1),
     ):
         for fold in range(2):
             for seed in range(2):

@@ -322,6 +322,7 @@ def test_a_broken_loss_on_requests_fails_what_it_breaks(loss):
     assert re.search(message, found[name]) and "\n" not in found[name]
 
 
+@pytest.mark.slow
 def test_a_sound_loss_on_requests_passes():
     checks = check_loss(Drawing, scale=2.0)
     assert [check.name for check in checks] == list(PROPERTIES) and not failed(checks)
@@ -426,6 +427,7 @@ def test_command(tmp_path, monkeypatch):
     assert done.stdout.startswith("FAIL shapes           values are float32[] for outputs in float32, expected float32[4]")
 
 
+@pytest.mark.slow
 def test_a_batch_over_two_devices():
     """The command makes two devices of the CPU. A loss that draws its own numbers gives others in the second program."""
     code = (

@@ -187,6 +187,7 @@ def test_ab_is_zero_only_beyond_the_margin_and_ofd_where_the_student_is_below_a_
     assert np.all(np.asarray(OverhauledFeatures()(params, silent, silent, {})) == 0)
 
 
+@pytest.mark.slow
 def test_vmap_over_the_margin_is_the_loop_and_no_number_retraces():
     student, teacher, traces = network(*S), network(*OTHER), []
     members = [as_leaves(ActivationBoundaries(margin=m)) for m in (0.0, 0.5, 2.0)]

@@ -166,6 +166,7 @@ def test_bd_draws_by_the_difference_of_ranks(form, ranks):
     assert reference.chi_square(np.bincount(nearest, minlength=8), p) < 2.5
 
 
+@pytest.mark.slow
 def test_bd_adds_up_its_samples():
     made = context(BD)
     values = evaluated(BD, made, eager=True)

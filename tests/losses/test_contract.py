@@ -52,7 +52,10 @@ OTHER = {
 """Another setting of some losses."""
 
 
-LONG = ("ab", "bd", "crd", "de", "de_rrd", "ft", "htd", "ir_rrd", "rd", "review", "unkd")
+LONG = (
+    "ab", "bd", "cd", "cocord", "crd", "de", "de_rrd", "encoder_decoder", "entity_hint", "ft", "gradient_attention", "htd",
+    "ir_rrd", "rd", "review", "unkd",
+)  # fmt: skip
 """Losses of which all properties take 15 to 30 seconds to try."""
 
 
@@ -61,7 +64,7 @@ def test_every_loss_conforms(name):
     assert_conforms(name)
 
 
-@pytest.mark.parametrize("name", OTHER)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in OTHER])
 def test_with_other_settings(name):
     assert_conforms(name, only=ONCE_MORE, **OTHER[name])
 

@@ -190,6 +190,7 @@ def test_cocord_teachers_head_is_the_students_at_first_so_one_network_twice_agre
     assert np.all(same < other) and np.all(same > 0)
 
 
+@pytest.mark.slow
 @every
 def test_gradients_by_finite_differences_and_none_through_the_state(name):
     loss = LOSSES[name]

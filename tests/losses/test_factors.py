@@ -61,12 +61,14 @@ def test_value_of_each_example(normalisation, ft):
     np.testing.assert_allclose(values, reference.distance(*factors, normalisation), rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_jit_is_eager():
     loss, student, teacher = FactorTransfer(), network(FS), network(FT)
     params = start(loss, student, teacher)
     np.testing.assert_allclose(jax.jit(loss)(params, student, teacher, {}), loss(params, student, teacher, {}), rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["mse", "l1"])
 def test_preparation_trains_the_paraphraser_alone_on_the_same_parameters(form):
     loss = FactorTransfer(reconstruction=form, init_epochs=7)
@@ -84,6 +86,7 @@ def test_preparation_trains_the_paraphraser_alone_on_the_same_parameters(form):
     assert all(np.abs(g).max() == 0 for g in jax.tree.leaves(grads["translator"]))
 
 
+@pytest.mark.slow
 def test_preparation_lowers_the_reconstruction_error():
     student, teacher = network(FS), network(np.maximum(FT, 0).astype(np.float32))
     loss, _ = FactorTransfer(rate=1.0).preparation()
@@ -127,6 +130,7 @@ EXTREME = {"full": FactorTransfer(), "channel_mean": FactorTransfer(normalisatio
 EXTREME["paraphrase"] = Paraphrase(of=FactorTransfer())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("of", EXTREME.values(), ids=EXTREME)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_finite_at_extreme_maps(of, dtype):

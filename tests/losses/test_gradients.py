@@ -131,6 +131,7 @@ def test_jacobian_of_each_example(shape, classes, widths, config):
     np.testing.assert_allclose(values, expected / (loss.projections if loss.form == "random" else 1), rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_random_projections_are_fresh_for_each_key_and_row_and_estimate_the_whole_jacobian():
     s, t, x, _ = pair(FLAT, 3, (4, 6))
     one, many = (JacobianMatching(form="random", projections=n) for n in (1, 4000))

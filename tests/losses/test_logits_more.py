@@ -190,6 +190,7 @@ def test_log_mixture(alpha):
     np.testing.assert_allclose(slope, mixed / (alpha + mixed), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_dist_keeps_small_distances_in_float32_and_has_no_gradient_at_a_constant_student():
     zs = (IN.zs / 3).astype(np.float32)
     nearby = zs + np.float32(1e-3) * IN.zt.astype(np.float32)

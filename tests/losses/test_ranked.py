@@ -154,6 +154,7 @@ def users_of(loss, key, item):
     return jax.jit(lambda known, item: loss._users(key, Context(None, None, {}, None, None, known=known), item))(KNOWN, item)
 
 
+@pytest.mark.slow
 def test_ir_rrd_adds_the_items_once_each():
     """The item side by loops, on the users that the loss draws for the items that it draws."""
     made = context(IR)

@@ -78,6 +78,7 @@ def trained(params):
     return jax.tree.map(lambda p: jnp.asarray(p + 0.3 * random.randn(*p.shape), p.dtype), params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layers", "teachers"),
     [
@@ -102,6 +103,7 @@ def test_each_example_is_the_sum_over_layers(layers, teachers):
     np.testing.assert_allclose(values, expected, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_gradients_by_finite_differences():
     loss = KnowledgeReview(max_channels=3)
     with jax.enable_x64(True):
