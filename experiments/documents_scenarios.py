@@ -229,7 +229,7 @@ def figure(rows: Sequence[dict[str, Any]], path: Path) -> None:
     axis.set_yticks(range(len(rows)), [f"{row['scenario']} ({row['metric']})" for row in rows])
     axis.invert_yaxis()
     axis.spines[["top", "right"]].set_visible(False)
-    axis.set_xlabel("distilled against plain student, % of the plain student's metric (right: better)")
+    axis.set_xlabel("distilled minus plain, % of plain (right: better)")
     save(plot, path)
 
 

@@ -11,6 +11,8 @@ from jdistill import stacking
 from jdistill.data import Dataset
 from jdistill.errors import UsageError
 from jdistill.losses import Loss
+from jdistill.pytrees import require_one_of, require_positive
+from jdistill.registry import build
 from jdistill.train import predict
 from jdistill.types import Batch, Model, Outputs, PyTree
 
@@ -95,6 +97,29 @@ class Task:
     def arrays(self, answer: Answer) -> dict[str, np.ndarray]:
         """An answer as arrays to be written."""
         return {"logits": answer}
+
+
+class ByObjective(Task):
+    """What ranking tasks share: an objective that names a registered loss, and the k at which metrics are cut off."""
+
+    objective: str
+    cutoffs: tuple[int, ...]
+
+    @property
+    def term(self) -> str:  # type: ignore[override]
+        """As `Task.term`."""
+        return self.objective
+
+    def loss(self) -> Loss:
+        """As `Task.loss`."""
+        return build("loss", {"name": self.objective})
+
+    def check(self, objectives: tuple[str, ...]) -> None:
+        """Raises `UsageError` for an unknown objective, no cutoff, or one that is not positive."""
+        require_one_of(objectives, objective=self.objective)
+        if not self.cutoffs:
+            raise UsageError("cutoffs must name at least one k, such as [10], got []")
+        require_positive(**{f"cutoffs[{i}]": k for i, k in enumerate(self.cutoffs)})
 
 
 class EachAlone:

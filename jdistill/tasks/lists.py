@@ -7,11 +7,10 @@ from jax import Array
 
 from jdistill.data import Dataset
 from jdistill.errors import UsageError
-from jdistill.losses import Loss
 from jdistill.metrics import kendall, list_metrics
-from jdistill.pytrees import pytree, require_nonnegative, require_one_of, require_positive, static
-from jdistill.registry import build, register
-from jdistill.tasks.base import Answer, Task
+from jdistill.pytrees import pytree, require_nonnegative, static
+from jdistill.registry import register
+from jdistill.tasks.base import Answer, ByObjective
 from jdistill.types import Batch, Outputs
 
 OBJECTIVES = ("list_softmax", "list_mle", "pairwise_logistic")
@@ -19,7 +18,7 @@ OBJECTIVES = ("list_softmax", "list_mle", "pairwise_logistic")
 
 @register("task", "ranking", schedules=True)
 @pytree
-class ListRanking(Task):
+class ListRanking(ByObjective):
     """Documents of a query by graded relevance; the logits [Q, K] are the scores of the documents.
 
     Metrics are those of `jdistill.metrics.lists`: `ndcg_at_k`, `mrr`, `map`; with a teacher `teacher_kendall`, the mean
@@ -39,21 +38,11 @@ class ListRanking(Task):
 
     def __post_init__(self) -> None:
         require_nonnegative(weight=self.weight)
-        require_one_of(OBJECTIVES, objective=self.objective)
-        if not self.cutoffs:
-            raise UsageError("cutoffs must name at least one k, such as [10], got []")
-        require_positive(**{f"cutoffs[{i}]": k for i, k in enumerate(self.cutoffs)})
+        self.check(OBJECTIVES)
 
     @property
     def primary(self) -> str:  # type: ignore[override]
         return f"ndcg_at_{self.cutoffs[0]}"
-
-    @property
-    def term(self) -> str:  # type: ignore[override]
-        return self.objective
-
-    def loss(self) -> Loss:
-        return build("loss", {"name": self.objective})
 
     def width(self, dataset: Dataset) -> int:
         if "grades" not in dataset.train:

@@ -12,13 +12,12 @@ from jax import Array
 from jdistill.data import Dataset
 from jdistill.data.base import Schema
 from jdistill.errors import UsageError
-from jdistill.losses import Loss
 from jdistill.metrics import kendall_of_tops, overlap_at_k, ranking_metrics
 from jdistill.pytrees import pytree, require_nonnegative, require_one_of, require_positive, static
 from jdistill.ranking import Ranked, met_in_training, rank_split
-from jdistill.registry import build, register
+from jdistill.registry import register
 from jdistill.sampling import Known, unobserved
-from jdistill.tasks.base import Answer, EachAlone, Sampler, Task
+from jdistill.tasks.base import Answer, ByObjective, EachAlone, Sampler
 from jdistill.types import Batch, Model, Outputs, PyTree
 
 OBJECTIVES = ("bpr", "sampled_softmax", "pointwise_bce")
@@ -87,7 +86,7 @@ def _ids(*shape: int) -> jax.ShapeDtypeStruct:
 
 @register("task", "recommend", schedules=True)
 @pytree
-class Recommend(EachAlone, Task):
+class Recommend(EachAlone, ByObjective):
     """The items a user will want, by implicit feedback: top-N recommendation.
 
     A network is measured by its ranking of the whole catalogue, without what the user has met in training (for the
@@ -118,12 +117,9 @@ class Recommend(EachAlone, Task):
 
     def __post_init__(self) -> None:
         require_nonnegative(weight=self.weight)
-        require_one_of(OBJECTIVES, objective=self.objective)
+        self.check(OBJECTIVES)
         require_one_of(("mean", "sum"), reduction=self.reduction)
         require_positive(negatives=self.negatives, groups=self.groups)
-        if not self.cutoffs:
-            raise UsageError("cutoffs must name at least one k, such as [10, 50], got []")
-        require_positive(**{f"cutoffs[{i}]": k for i, k in enumerate(self.cutoffs)})
         if self.select:
             require_one_of(tuple(self._names()), select=self.select)
 
@@ -135,13 +131,6 @@ class Recommend(EachAlone, Task):
     @property
     def primary(self) -> str:  # type: ignore[override]
         return self.select or f"ndcg_at_{self.cutoffs[0]}"
-
-    @property
-    def term(self) -> str:  # type: ignore[override]
-        return self.objective
-
-    def loss(self) -> Loss:
-        return build("loss", {"name": self.objective})
 
     def width(self, dataset: Dataset) -> int:
         if not dataset.schema.items:

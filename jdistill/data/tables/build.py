@@ -201,8 +201,9 @@ def labels(rows: pd.Series, kind: str) -> tuple[np.ndarray, int]:
       UsageError: naming column and row, for a value that `kind` does not allow; or values all of one class.
     """
     if kind == "classes":
-        codes, found = sorted_codes(rows)
-        numbers = pd.to_numeric(found.to_series(), errors="coerce")
+        codes, words = sorted_codes(rows)
+        found = words.to_numpy()
+        numbers = pd.to_numeric(words.to_series(), errors="coerce")
         if numbers.notna().all():  # "10" comes after "2"
             found, places = np.unique(numbers.to_numpy(), return_inverse=True)
             codes = places[codes]
