@@ -201,15 +201,15 @@ def labels(rows: pd.Series, kind: str) -> tuple[np.ndarray, int]:
       UsageError: naming column and row, for a value that `kind` does not allow; or values all of one class.
     """
     if kind == "classes":
-        codes, words = sorted_codes(rows)
-        found = words.to_numpy()
-        numbers = pd.to_numeric(words.to_series(), errors="coerce")
+        codes, names = sorted_codes(rows)
+        known = names.to_numpy()
+        numbers = pd.to_numeric(names.to_series(), errors="coerce")
         if numbers.notna().all():  # "10" comes after "2"
-            found, places = np.unique(numbers.to_numpy(), return_inverse=True)
+            known, places = np.unique(numbers.to_numpy(), return_inverse=True)
             codes = places[codes]
-        if len(found) < 2:
-            raise UsageError(f"label '{rows.name}' is {found[0]} in all {len(rows)} rows, expected two or more classes")
-        return codes.astype(np.int32), len(found)
+        if len(known) < 2:
+            raise UsageError(f"label '{rows.name}' is {known[0]} in all {len(rows)} rows, expected two or more classes")
+        return codes.astype(np.int32), len(known)
     if kind == "binary":
         codes, found = sorted_codes(rows)
         words = pd.Series([str(value).lower() for value in found]).replace({"true": "1", "false": "0"})
