@@ -10,7 +10,8 @@ epochs and loss weights, the rest train; one teacher, and `--seeds` students for
 mean over the seeds of a fold is compared with the plain student's of that fold, so that p and intervals are of 5 pairs.
 "cheap": features of a first stage (two BM25 scores, one fraction, two lengths); all features are the teacher's.
 Latency is that of the network for one query of 60 products, features ready.
-Time: 10 minutes on a 2-core CPU shared with other work.
+Expected (mean NDCG@10 of five folds): teacher 0.833, cheap features 0.798 plain, 0.794 to 0.798 distilled; all features 0.816.
+Time: 8 minutes on a 2-core CPU shared with other work.
 """
 
 import pandas as pd

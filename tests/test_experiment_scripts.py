@@ -16,7 +16,10 @@ import pytest
 from jdistill.report.cells import Column, Table
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = sorted(path.parent for path in (ROOT / "results").glob("documents_*/runs.jsonl"))
+OWN_METRICS = ("documents_scenarios",)  # rows of different metrics: tests/test_experiments_recommend.py
+RESULTS = sorted(
+    path.parent for path in (ROOT / "results").glob("documents_*/runs.jsonl") if path.parent.name not in OWN_METRICS
+)
 
 
 @pytest.fixture(autouse=True)
