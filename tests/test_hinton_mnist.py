@@ -57,10 +57,10 @@ def test_rows_are_trained_on_the_papers_transfer_sets(script):
     found = {m.label: composed(*m.overrides) for m in script.METHODS}
     assert (found["plain 2x800"]["loss"]["name"], found["plain 2x800"]["task"]["weight"]) == ("none", 1)
     assert all(c["loss"]["temperature"] == 20 for label, c in found.items() if label != "plain 2x800")
-    assert found["distilled 2x800"]["transfer"] == {"keep": None, "omit": []}
+    assert found["distilled 2x800"]["transfer"] == {"keep": None, "omit": [], "inherit": False}
     for end, validation in (("", 0), (", twin", 0.1667)):
-        assert found["without threes" + end]["transfer"] == {"keep": None, "omit": [3]}
-        assert found["sevens and eights only" + end]["transfer"] == {"keep": [7, 8], "omit": []}
+        assert found["without threes" + end]["transfer"] == {"keep": None, "omit": [3], "inherit": False}
+        assert found["sevens and eights only" + end]["transfer"] == {"keep": [7, 8], "omit": [], "inherit": False}
         assert found["without threes" + end]["data"]["validation"] == validation
 
 

@@ -106,7 +106,7 @@ def prepare(
     if config["teacher"]["name"] == "logits":
         return _precomputed(configs.option("teacher", config), blueprint)
     folder = _found(blueprint, stop, progress)
-    nodes = json.dumps({group: config[group] for group in ("data", "task", "teacher")})
+    nodes = json.dumps(configs.without({group: config[group] for group in ("data", "task", "teacher")}, ("task.weight",)))
     return _ready(str(folder), _stamp(folder), nodes, blueprint.outputs, features, live, depth)
 
 

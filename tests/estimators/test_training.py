@@ -103,8 +103,9 @@ def test_ten_classes(tmp_path):
 @pytest.mark.parametrize("student", ["tree", "gbt"])
 def test_numbers_are_mixed_with_what_a_teacher_predicts(student, tmp_path):
     own = blueprint(
-        *SHOP, ("data.view", "ratings"), ("loss.weight", 3.0), data="synthetic_shop", task="regression", student=student
-    )
+        *SHOP, ("data.view", "ratings"), ("loss.weight", 3.0), data="synthetic_shop", task="regression", student=student,
+        loss="logit_mse",
+    )  # fmt: skip
     predictions = logits_for(own, 1)
     targets = (own.dataset.train["label"].astype(float) + 3.0 * predictions[:, 0].astype(float)) / 4
     assert_fitted_to(fitted(own, given(predictions), tmp_path), own, targets)
@@ -180,7 +181,8 @@ def test_what_only_networks_can_do(choices, overrides, pattern):
 
 
 def test_a_support_vector_machine_predicts_no_numbers(tmp_path):
-    own = blueprint(*SHOP, ("data.view", "ratings"), data="synthetic_shop", task="regression", student="linear_svm")
+    shop = (*SHOP, ("data.view", "ratings"))
+    own = blueprint(*shop, data="synthetic_shop", task="regression", student="linear_svm", loss="logit_mse")
     with pytest.raises(
         UsageError, match=r"^student=linear_svm tells classes apart, this task predicts values; use tree or gbt"
     ):

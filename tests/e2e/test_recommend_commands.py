@@ -214,7 +214,7 @@ WRONG = {
         [*ALONE, "parallel.microbatches=2", "task.reduction=sum"], r"task.reduction=sum needs microbatches=1"
     ),
     "negatives": ([*ALONE, "task.negatives=-1"], r"task.negatives must be positive, got -1"),
-    "cutoffs": ([*ALONE, "task.cutoffs=[]"], r"task.cutoffs must name at least one k, such as \[10, 50\], got \[\]"),
+    "cutoffs": ([*ALONE, "task.cutoffs=[]"], r"task.cutoffs must name at least one k, such as \[10\], got \[\]"),
     "no such metric": ([*ALONE, "task.select=ndcg_at_7"], r"task.select must be one of recall_at_5, .*did you mean 'ndcg_at_"),
     "an objective": ([*ALONE, "task.objective=softmax"], r"task.objective must be one of bpr, .*mean 'sampled_softmax'"),
     "few candidates": (
