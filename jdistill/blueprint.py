@@ -19,7 +19,7 @@ from jdistill.fitting import CheckpointPolicy, sample_of, steps_per_epoch
 from jdistill.losses import Loss
 from jdistill.losses.logits import ClassLogitsLoss
 from jdistill.method import Method, Rows, Stage, Term
-from jdistill.networks import Frozen, estimator, frozen_networks, has_network, network, optimizer, trained_networks
+from jdistill.networks import Frozen, built, frozen_networks, has_network, optimizer, trained_networks
 from jdistill.optim import Optimizer
 from jdistill.parallel import Layout
 from jdistill.pytrees import Carried, as_leaves, require_nonnegative, structure_key
@@ -176,7 +176,8 @@ def read(config: dict[str, Any]) -> Blueprint:
     scheme = configs.option("scheme", config)
     teachers = frozen_networks(config, loss, scheme, outputs, dataset)
     only = next(iter(teachers.values())).model if len(teachers) == 1 and not scheme.trained() else None
-    student = loss.adapt(network("student", config["student"], outputs, dataset), only)
+    student, estimator = built("student", config["student"], outputs, dataset)
+    student = loss.adapt(student, only)
     blueprint = Blueprint(
         config=config,
         dataset=dataset,
@@ -193,7 +194,7 @@ def read(config: dict[str, Any]) -> Blueprint:
         parallel=configs.option("parallel", config),
         tracker=configs.option("tracker", config),
         policy=policy,
-        estimator=estimator(config["student"], outputs, dataset),
+        estimator=estimator,
     )
     branches = scheme.branches(abstract(student, blueprint.inputs), outputs)
     blueprint = dataclasses.replace(blueprint, learners=(*blueprint.learners, *branches))

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import inspect
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +15,7 @@ from jdistill.estimators import Estimator
 from jdistill.losses import Loss
 from jdistill.modules import as_model
 from jdistill.optim import Optimizer
-from jdistill.registry import build, options
+from jdistill.registry import build, options, parameters
 from jdistill.schemes import Scheme
 from jdistill.teachers.saved import saved_teacher_node
 from jdistill.teachers.translated import maps_between, translated
@@ -37,29 +36,25 @@ def network(group: str, node: dict[str, Any], outputs: int, dataset: Dataset) ->
     Raises:
       UsageError: a wrong option, or a network that cannot read such data.
     """
-    made = _built(group, node, outputs, dataset)
-    model = made.model(outputs) if isinstance(made, Estimator) else as_model(made)
-    return without_columns(model, dataset.privileged) if group == "student" and dataset.privileged else model
+    return built(group, node, outputs, dataset)[0]
 
 
-def estimator(node: dict[str, Any], outputs: int, dataset: Dataset) -> Estimator | None:
-    """What fits a student that is no network, or None for a network."""
-    made = _built("student", node, outputs, dataset)
-    return made if isinstance(made, Estimator) else None
-
-
-def _built(group: str, node: dict[str, Any], outputs: int, dataset: Dataset) -> Any:
-    """What a node describes, given those of the data's properties that its option takes."""
-    name = str(node.get("name"))
-    schema = dataset.schema
+def built(group: str, node: dict[str, Any], outputs: int, dataset: Dataset) -> tuple[Model, Estimator | None]:
+    """`network`, and what fits it where a student is no network."""
+    name, schema, known = str(node.get("name")), dataset.schema, options(group)
     if group == "student" and schema.fields:
         schema = dataclasses.replace(schema, fields=tuple(schema.fields[i] for i in columns_kept(dataset)))
     given = {"outputs": outputs, "schema": schema, "side": dataset.side}
-    if name in options(group):
-        taken = inspect.signature(options(group)[name].target).parameters
+    if name in known:  # the option takes those of the data's properties that it names
+        taken = parameters(known[name].target)
         _require_reader(group, name, "schema" in taken, dataset)
         given = {key: value for key, value in given.items() if key in taken}
-    return build(group, node, **given)
+    made = build(group, node, **given)
+    estimator = made if isinstance(made, Estimator) else None
+    model = as_model(made) if estimator is None else estimator.model(outputs)
+    if group == "student" and dataset.privileged:
+        model = without_columns(model, dataset.privileged)
+    return model, estimator
 
 
 def columns_kept(dataset: Dataset) -> np.ndarray:

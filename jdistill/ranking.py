@@ -33,6 +33,12 @@ def met_in_training(dataset: Dataset) -> Lists:
 
 
 @functools.lru_cache(maxsize=8)
+def popularity(dataset: Dataset) -> np.ndarray:
+    """[items] int32: how many users have met each item in training."""
+    return np.bincount(met_in_training(dataset).values, minlength=dataset.schema.items).astype(np.int32)
+
+
+@functools.lru_cache(maxsize=8)
 def excluded_from(dataset: Dataset, split: str) -> Lists:
     """For each row of a split the items that are not to be recommended.
 

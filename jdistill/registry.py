@@ -132,7 +132,7 @@ def build(group: str, config: dict[str, Any], **given: Any) -> Any:
         raise unknown(group, name, options(group))
     option = _options[group, name]
     check_keys(group, config, {"name", *option.fields})
-    accepted = _parameters(option.target)
+    accepted = parameters(option.target)
     complete = {**{k: default for k, (_, default) in option.fields.items()}, **config}
     arguments = {k: _frozen(v) for k, v in complete.items() if k in accepted and k != "name"}
     arguments |= {k: number(f"{group}.{k}", complete[k]) for k in option.numbers & set(arguments)}
@@ -146,7 +146,7 @@ def build(group: str, config: dict[str, Any], **given: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=1024)
-def _parameters(target: Callable[..., Any]) -> frozenset[str]:
+def parameters(target: Callable[..., Any]) -> frozenset[str]:
     """The names of what a class or function takes."""
     return frozenset(inspect.signature(target).parameters)
 

@@ -1,5 +1,8 @@
 """Multilayer perceptron, for tables and small images."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -10,6 +13,27 @@ from jdistill.models.layers import linear
 from jdistill.pytrees import require_fraction, require_one_of
 
 ACTIVATIONS = {"relu": nn.relu, "tanh": jnp.tanh, "sigmoid": jax.nn.sigmoid, "gelu": jax.nn.gelu}
+
+
+def require_layers(widths: Any, activation: str, dropout: float) -> None:
+    """Raises `UsageError` for a width that is not a positive integer, an unknown activation, a dropout outside [0, 1)."""
+    positive_integers(widths=widths)
+    require_one_of(ACTIVATIONS, activation=activation)
+    require_fraction(dropout=dropout)
+
+
+def hidden_layers(
+    x: Array, widths: Sequence[int], activation: str, dropout: float, train: bool, features: dict[str, Array]
+) -> Array:
+    """Linear, activation, dropout for each width, inside a compact module.
+
+    Writes `hidden1_pre`, `hidden1`, ... into `features`; the layers are `fc1`, ...
+    """
+    for i, width in enumerate(widths, 1):
+        features[f"hidden{i}_pre"] = x = linear(x, width, name=f"fc{i}")
+        features[f"hidden{i}"] = x = ACTIVATIONS[activation](x)
+        x = nn.Dropout(dropout)(x, deterministic=not train)
+    return x
 
 
 @model("mlp", teacher={"widths": (256, 128)}, student={"widths": (32,)})
@@ -38,9 +62,7 @@ class MLP(nn.Module):
 
     def __post_init__(self) -> None:
         positive_integer(outputs=self.outputs)
-        positive_integers(widths=self.widths)
-        require_one_of(ACTIVATIONS, activation=self.activation)
-        require_fraction(dropout=self.dropout)
+        require_layers(self.widths, self.activation, self.dropout)
         self.widths = tuple(self.widths)
         super().__post_init__()
 
@@ -48,9 +70,6 @@ class MLP(nn.Module):
     def __call__(self, inputs: Array, train: bool = False) -> tuple[Array, dict[str, Array]]:
         features: dict[str, Array] = {}
         x = inputs.reshape(inputs.shape[0], -1)
-        for i, width in enumerate(self.widths, 1):
-            features[f"hidden{i}_pre"] = x = linear(x, width, name=f"fc{i}")
-            features[f"hidden{i}"] = x = ACTIVATIONS[self.activation](x)
-            x = nn.Dropout(self.dropout)(x, deterministic=not train)
+        x = hidden_layers(x, self.widths, self.activation, self.dropout, train, features)
         features["embedding"] = x
         return linear(x, self.outputs, name="fc"), features

@@ -3,11 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
-import jax
 import numpy as np
 from jax import Array
 
-from jdistill import stacking
 from jdistill.data import Dataset
 from jdistill.errors import UsageError
 from jdistill.losses import Loss
@@ -120,14 +118,6 @@ class ByObjective(Task):
         if not self.cutoffs:
             raise UsageError("cutoffs must name at least one k, such as [10], got []")
         require_positive(**{f"cutoffs[{i}]": k for i, k in enumerate(self.cutoffs)})
-
-
-class EachAlone:
-    """`answers` for tasks whose networks are measured one by one."""
-
-    def answers(self, model: Model, dataset: Dataset, variables: tuple[PyTree, PyTree], split: str) -> Callable[[int], Answer]:
-        """As `Task.answers`."""
-        return lambda row: self.answer(model, dataset, jax.tree.map(jax.numpy.asarray, stacking.member(variables, row)), split)  # type: ignore[attr-defined]
 
 
 def require_rows(task: str, dataset: Dataset) -> None:

@@ -1,7 +1,8 @@
 """Recommendation: which items a user will want next, out of the whole catalogue."""
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -9,15 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jdistill import stacking
 from jdistill.data import Dataset
 from jdistill.data.base import Schema
 from jdistill.errors import UsageError
 from jdistill.metrics import kendall_of_tops, overlap_at_k, ranking_metrics
 from jdistill.pytrees import pytree, require_nonnegative, require_one_of, require_positive, static
-from jdistill.ranking import Ranked, met_in_training, rank_split
+from jdistill.ranking import Ranked, met_in_training, popularity, rank_split
 from jdistill.registry import register
 from jdistill.sampling import Known, unobserved
-from jdistill.tasks.base import Answer, ByObjective, EachAlone, Sampler
+from jdistill.tasks.base import Answer, ByObjective, Sampler
 from jdistill.types import Batch, Model, Outputs, PyTree
 
 OBJECTIVES = ("bpr", "sampled_softmax", "pointwise_bce")
@@ -86,7 +88,7 @@ def _ids(*shape: int) -> jax.ShapeDtypeStruct:
 
 @register("task", "recommend", schedules=True)
 @pytree
-class Recommend(EachAlone, ByObjective):
+class Recommend(ByObjective):
     """The items a user will want, by implicit feedback: top-N recommendation.
 
     A network is measured by its ranking of the whole catalogue, without what the user has met in training (for the
@@ -149,9 +151,9 @@ class Recommend(EachAlone, ByObjective):
         return Pairs(dataset.schema, self.negatives)
 
     def tables(self, dataset: Dataset) -> dict[str, Any]:
-        schema, met = dataset.schema, met_in_training(dataset)
-        popularity = np.bincount(met.values, minlength=schema.items).astype(np.int32)
-        tables: dict[str, Any] = {"known": Known(np.int32(schema.items), met, popularity)}
+        schema = dataset.schema
+        known = Known(np.int32(schema.items), met_in_training(dataset), popularity(dataset))
+        tables: dict[str, Any] = {"known": known}
         return tables | ({"sequence": dataset.tables["sequence"]} if schema.history else {})
 
     @staticmethod
@@ -166,12 +168,15 @@ class Recommend(EachAlone, ByObjective):
     def answer(self, model: Model, dataset: Dataset, variables: tuple[PyTree, PyTree], split: str) -> Ranked:
         return rank_split(model, dataset, variables, split, max(self.cutoffs))
 
+    def answers(self, model: Model, dataset: Dataset, variables: tuple[PyTree, PyTree], split: str) -> Callable[[int], Ranked]:
+        """Each network of the population ranks alone: all their scores at once would not fit."""
+        return lambda row: self.answer(model, dataset, jax.tree.map(jnp.asarray, stacking.member(variables, row)), split)
+
     def metrics(self, answer: Answer, dataset: Dataset, split: str, reference: Answer | None = None) -> dict[str, float]:
-        popularity = np.bincount(dataset.side.edges[:, 1], minlength=dataset.schema.items) if dataset.side else None
         rows = getattr(dataset, split)
         relevant = rows["label"][:, :1] if "candidates" in rows else rows["label"]  # the others are not ranked
         found = ranking_metrics(
-            answer.items, relevant, self.cutoffs, popularity=popularity, groups=self.groups, users=dataset.schema.users
+            answer.items, relevant, self.cutoffs, popularity=popularity(dataset), groups=self.groups, users=dataset.schema.users
         )
         if reference is not None:
             depth = min(max(self.cutoffs), answer.items.shape[1])
@@ -181,6 +186,15 @@ class Recommend(EachAlone, ByObjective):
 
     def arrays(self, answer: Answer) -> dict[str, np.ndarray]:
         return {"items": answer.items, "scores": answer.scores}
+
+
+@functools.lru_cache(maxsize=8)
+def _sequences(dataset: Dataset) -> dict[str, np.ndarray]:
+    """`NextItem.rows`, made once: each job of a sweep asks for them, and arrays on the device are known by identity."""
+    sequence = dataset.tables["sequence"]
+    users = np.flatnonzero((sequence < dataset.schema.items).sum(1) > 1).astype(np.int32)
+    inputs = np.concatenate([users[:, None], sequence[users]], axis=1).astype(np.int32)
+    return {"inputs": inputs, "label": np.zeros(len(users), np.int32)}
 
 
 @register("task", "next_item", objective="pointwise_bce", schedules=True)
@@ -198,10 +212,7 @@ class NextItem(Recommend):
 
     def rows(self, dataset: Dataset) -> dict[str, np.ndarray]:
         """One row a user with at least two items: the user, then the sequence."""
-        sequence = dataset.tables["sequence"]
-        users = np.flatnonzero((sequence < dataset.schema.items).sum(1) > 1).astype(np.int32)
-        inputs = np.concatenate([users[:, None], sequence[users]], axis=1).astype(np.int32)
-        return {"inputs": inputs, "label": np.zeros(len(users), np.int32)}
+        return _sequences(dataset)
 
     def sampler(self, dataset: Dataset) -> Sampler:
         return Sequences(dataset.schema, self.negatives)

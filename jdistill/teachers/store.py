@@ -71,11 +71,18 @@ def teacher_folder(config: dict[str, Any]) -> Path:
 def weights(blueprint: Blueprint, *, stop: Stop = never, progress: Progress = silent) -> tuple[PyTree, dict[str, Any]]:
     """The parameters of the teacher of a run, trained now if need be, and its record: for a student that inherits them."""
     folder = _found(blueprint, stop, progress)
-    own, width = teacher_data(blueprint.config, blueprint.outputs, blueprint.dataset)
+    node, manifest, _, (params, _) = _saved(folder, blueprint.config, blueprint.outputs, blueprint.dataset)
+    return params, _record(node, manifest, folder, "none")
+
+
+def _saved(
+    folder: Path, config: dict[str, Any], outputs: int, dataset: Dataset
+) -> tuple[dict[str, Any], dict[str, Any], Dataset, tuple[PyTree, PyTree]]:
+    """(network node, manifest, the data that the teacher learned, its `(params, state)`) of a folder."""
+    own, width = teacher_data(config, outputs, dataset)
     node, manifest = read_manifest(folder)
     require_fit(folder, manifest, width, own.input_shape)
-    params, _ = _load(folder, network("teacher", node, width, own), own, manifest)
-    return params, _record(node, manifest, folder, "none")
+    return node, manifest, own, _load(folder, network("teacher", node, width, own), own, manifest)
 
 
 def _found(blueprint: Blueprint, stop: Stop, progress: Progress) -> Path:
@@ -204,10 +211,7 @@ def _ready(
 ) -> Teacher:
     config = json.loads(nodes)
     dataset, task = load_dataset(config), configs.option("task", config)
-    own, width = teacher_data(config, outputs, dataset)
-    node, manifest = read_manifest(Path(folder))
-    require_fit(Path(folder), manifest, width, own.input_shape)
-    variables = _load(Path(folder), network("teacher", node, width, own), own, manifest)
+    node, manifest, own, variables = _saved(Path(folder), config, outputs, dataset)
     model = teacher_network(config, outputs, dataset)
     if own is not dataset and (maps := maps_between(dataset, own)) is not None:
         variables = with_maps(variables, maps)

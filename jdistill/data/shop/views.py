@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import inspect
+import typing
 from typing import Any
 
 import numpy as np
@@ -215,38 +217,7 @@ def search(world: World, rng: np.random.Generator, noise: float, privileged: tup
     return Rows(query, np.stack([columns[name] for name in names], axis=1).astype(np.float32), grade), utility
 
 
-@register("data", "synthetic_shop")
-def synthetic_shop(
-    root: str | None = None,
-    view: str = "interactions",
-    users: int = 1000,
-    items: int = 400,
-    queries: int = 150,
-    events: float = 20.0,
-    noise: float = 1.0,
-    seed: int = 0,
-    domain: str = "main",
-    days: tuple[float, ...] = (0.0, 1.0),
-    feedback: str = "click",
-    encoding: str = "one_hot",
-    privileged: tuple[str, ...] = (),
-    split: str | None = None,
-    validation: float = 0.1,
-    split_seed: int = 0,
-    limit: int | None = None,
-    folds: int | None = None,
-    fold: int = 0,
-    list_size: int | None = None,
-    history: int = 0,
-    test: float = 0.1,
-    validation_users: float = 0.0,
-    min_interactions: int = 1,
-    core: int = 0,
-    candidates: int = 0,
-    cold_users: float = 0.0,
-    cold_items: float = 0.0,
-    unseen: str = "keep",
-) -> Dataset:
+def synthetic_shop(**keys: Any) -> Dataset:
     """A generated shop whose true probabilities are known: users, items, queries, clicks, carts and purchases.
 
     In a session a user asks a query and is shown 10 items. 20 % of what is shown is clicked, 40 % of that put into the cart,
@@ -287,4 +258,10 @@ def synthetic_shop(
     Raises:
       UsageError: a wrong value, or a key that the view does not read.
     """
-    return Shop(**locals()).dataset
+    return Shop(**keys).dataset
+
+
+# Its keys are the fields of `Shop`, which has their defaults too.
+synthetic_shop.__signature__ = inspect.signature(Shop)  # type: ignore[attr-defined]
+synthetic_shop.__annotations__ = typing.get_type_hints(Shop.__init__) | {"return": Dataset}
+register("data", "synthetic_shop")(synthetic_shop)

@@ -13,7 +13,6 @@ from jax import Array
 
 from jdistill.errors import UsageError
 from jdistill.models.layers import linear, torch_uniform
-from jdistill.models.mlp import ACTIVATIONS
 
 vectors_normal: Initializer = nn.initializers.normal(0.1)
 """Normal of standard deviation 0.1: products of two vectors of a few dimensions then start well below 1."""
@@ -71,17 +70,6 @@ def concatenated(inputs: Array, fields: tuple[int, ...], dim: int) -> Array:
         return inputs
     embedded = vectors(inputs[:, chosen], tuple(fields[i] for i in chosen), dim, name="vectors")
     return jnp.concatenate([embedded.reshape(len(inputs), -1), inputs[:, numbers]], axis=-1)
-
-
-def hidden_layers(
-    x: Array, widths: Sequence[int], activation: str, dropout: float, train: bool, features: dict[str, Array]
-) -> Array:
-    """Linear, activation, dropout for each width, as `MLP`; writes `hidden1_pre`, `hidden1`, ... into `features`."""
-    for i, width in enumerate(widths, 1):
-        features[f"hidden{i}_pre"] = x = linear(x, width, name=f"fc{i}")
-        features[f"hidden{i}"] = x = ACTIVATIONS[activation](x)
-        x = nn.Dropout(dropout)(x, deterministic=not train)
-    return x
 
 
 def adding_layer(hidden: Array, terms: Sequence[tuple[Array, np.ndarray]], outputs: int, features: dict[str, Array]) -> Array:

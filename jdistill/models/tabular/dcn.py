@@ -6,11 +6,11 @@ from jax import Array
 
 from jdistill.data.base import Schema
 from jdistill.errors import UsageError
-from jdistill.models.base import is_positive, model, positive_integer, positive_integers
+from jdistill.models.base import is_positive, model, positive_integer
 from jdistill.models.layers import linear, torch_uniform
-from jdistill.models.mlp import ACTIVATIONS
-from jdistill.models.tabular._encode import concatenated, hidden_layers
-from jdistill.pytrees import require_fraction, require_one_of
+from jdistill.models.mlp import hidden_layers, require_layers
+from jdistill.models.tabular._encode import concatenated
+from jdistill.pytrees import require_one_of
 
 STRUCTURES = ("parallel", "stacked")
 
@@ -59,12 +59,10 @@ class DCNv2(nn.Module):
 
     def __post_init__(self) -> None:
         positive_integer(outputs=self.outputs, dim=self.dim, layers=self.layers)
-        positive_integers(widths=self.widths)
         if self.rank != 0 and not is_positive(self.rank):
             raise UsageError(f"rank must be a positive integer, or 0 for full matrices, got {self.rank!r}")
         require_one_of(STRUCTURES, structure=self.structure)
-        require_one_of(ACTIVATIONS, activation=self.activation)
-        require_fraction(dropout=self.dropout)
+        require_layers(self.widths, self.activation, self.dropout)
         self.widths = tuple(self.widths)
         super().__post_init__()
 

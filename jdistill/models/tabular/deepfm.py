@@ -6,10 +6,9 @@ from flax import linen as nn
 from jax import Array
 
 from jdistill.data.base import Schema
-from jdistill.models.base import model, positive_integer, positive_integers
-from jdistill.models.mlp import ACTIVATIONS
-from jdistill.models.tabular._encode import adding_layer, hidden_layers, vectors
-from jdistill.pytrees import require_fraction, require_one_of
+from jdistill.models.base import model, positive_integer
+from jdistill.models.mlp import hidden_layers, require_layers
+from jdistill.models.tabular._encode import adding_layer, vectors
 
 
 def interactions(v: Array) -> Array:
@@ -54,9 +53,7 @@ class DeepFM(nn.Module):
 
     def __post_init__(self) -> None:
         positive_integer(outputs=self.outputs, dim=self.dim)
-        positive_integers(widths=self.widths)
-        require_one_of(ACTIVATIONS, activation=self.activation)
-        require_fraction(dropout=self.dropout)
+        require_layers(self.widths, self.activation, self.dropout)
         self.widths = tuple(self.widths)
         super().__post_init__()
 

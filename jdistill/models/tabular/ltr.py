@@ -5,11 +5,10 @@ from flax import linen as nn
 from jax import Array
 
 from jdistill.errors import UsageError
-from jdistill.models.base import model, positive_integer, positive_integers
+from jdistill.models.base import model, positive_integer
 from jdistill.models.layers import linear, torch_uniform
-from jdistill.models.mlp import ACTIVATIONS
-from jdistill.models.tabular._encode import hidden_layers
-from jdistill.pytrees import require_fraction, require_one_of
+from jdistill.models.mlp import hidden_layers, require_layers
+from jdistill.pytrees import require_one_of
 
 CONTEXTS = ("none", "mean", "attention")
 FILLED = -1e9
@@ -54,10 +53,8 @@ class LtrMLP(nn.Module):
 
     def __post_init__(self) -> None:
         positive_integer(outputs=self.outputs, dim=self.dim, heads=self.heads)
-        positive_integers(widths=self.widths)
-        require_one_of(ACTIVATIONS, activation=self.activation)
+        require_layers(self.widths, self.activation, self.dropout)
         require_one_of(CONTEXTS, context=self.context)
-        require_fraction(dropout=self.dropout)
         if self.dim % self.heads:
             raise UsageError(f"heads must divide dim={self.dim}, got {self.heads}")
         self.widths = tuple(self.widths)
