@@ -10,13 +10,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from jdistill.errors import UsageError
-from jdistill.losses import _layers
+from jdistill.losses import _experts, _layers
 from jdistill.losses.base import Loss, loss
 from jdistill.pytrees import pytree, require_fraction, require_positive, static
 from jdistill.sampling import first_occurrence
 from jdistill.types import Batch, Context, Outputs, PyTree
-
-EPSILON = 1e-10
 
 
 class Entities(NamedTuple):
@@ -78,37 +76,11 @@ class EntityLoss(Loss):
         return tuple(found)  # type: ignore[return-value]
 
 
-def init_experts(key: Array, f_s: Array, f_t: Array, experts: int, hidden: int) -> PyTree:
-    """`selection` (`kernel` [D_t, M], `bias` [M]) and M experts: `in_kernel` [M, D_s, H], `in_bias` [M, H], `out_kernel`
-    [M, H, D_t], `out_bias` [M, D_t], drawn as torch draws linear layers.
-    """
-    d_s, d_t, dtype = f_s.shape[-1], f_t.shape[-1], jnp.promote_types(f_s.dtype, jnp.float32)
-    keys = jax.random.split(key, 5)
-    return {
-        "selection": _layers.init_linear(keys[0], f_t, experts),
-        "in_kernel": _layers.uniform(keys[1], (experts, d_s, hidden), d_s, dtype),
-        "in_bias": _layers.uniform(keys[2], (experts, hidden), d_s, dtype),
-        "out_kernel": _layers.uniform(keys[3], (experts, hidden, d_t), hidden, dtype),
-        "out_bias": _layers.uniform(keys[4], (experts, d_t), hidden, dtype),
-    }
-
-
-def _shares(params: PyTree, f_t: Array) -> Array:
-    """alpha [..., M]: which experts the selection network sends entities [..., D_t] to."""
-    return jax.nn.softmax(_layers.linear(params["selection"], f_t))
-
-
 def expert_errors(params: PyTree, key: Array, found: Entities, temperature: float | Array) -> Array:
     """||t - sum_m z_m E_m(s)||^2 [N], z drawn, 0 of entities that do not count; see `DistillationExperts`."""
-    f_s, f_t = found.student, found.teacher
-    alpha = _shares(params, f_t)
-    noisy = jnp.log(alpha + EPSILON) + jax.random.gumbel(key, alpha.shape, alpha.dtype)
-    # Less the largest before dividing: at 1e-10 this is the choice of the largest, and stays finite.
-    z = jax.nn.softmax((noisy - jax.lax.stop_gradient(noisy.max(axis=-1, keepdims=True))) / temperature)
-    hidden = jax.nn.relu(jnp.einsum("nd,mdh->nmh", f_s, params["in_kernel"]) + params["in_bias"])
-    # The last layer is linear, so that the experts' mixture is one product of matrices: [N, M H] by [M H, D_t].
-    made = jnp.einsum("nmh,mhd->nd", z[..., None] * hidden, params["out_kernel"]) + z @ params["out_bias"]
-    return jnp.where(found.counted, ((f_t - made) ** 2).sum(axis=-1), 0)
+    z = _experts.draw(params, key, found.teacher, temperature)
+    made = _experts.mixture(params, found.student, z, temperature)
+    return jnp.where(found.counted, ((found.teacher - made) ** 2).sum(axis=-1), 0)
 
 
 @loss("de", weight=0.01)
@@ -145,12 +117,12 @@ class DistillationExperts(EntityLoss):
         require_positive(experts=self.experts, temperature=self.temperature)
 
     def init(self, key: Array, student: Outputs, teacher: Outputs | None) -> PyTree:
-        """`users` and `items`, each as `init_experts` makes them."""
+        """`users` and `items`, each as `_experts.init_experts` makes them."""
         user_s, item_s, user_t, item_t = self.features(student, teacher)
         of_users, of_items = jax.random.split(key)
         return {
-            "users": init_experts(of_users, user_s, user_t, self.experts, _narrowing(user_s, user_t)),
-            "items": init_experts(of_items, item_s, item_t, self.experts, _narrowing(item_s, item_t)),
+            "users": _experts.init_experts(of_users, user_s, user_t, self.experts, _narrowing(user_s, user_t)),
+            "items": _experts.init_experts(of_items, item_s, item_t, self.experts, _narrowing(item_s, item_t)),
         }
 
     def evaluate(self, params: PyTree, state: PyTree, context: Context) -> tuple[Array, PyTree]:
@@ -283,14 +255,14 @@ class HierarchicalTopology(TopologyLoss):
         require_fraction(alpha=self.alpha)
 
     def init(self, key: Array, student: Outputs, teacher: Outputs | None) -> PyTree:
-        """`users` and `items`, each as `init_experts` makes them, with hidden layers of (D_s + D_t) // 2."""
+        """`users` and `items`, each as `_experts.init_experts` makes them, with hidden layers of (D_s + D_t) // 2."""
         super().init(key, student, teacher)
         user_s, item_s, user_t, item_t = self.features(student, teacher)
         hidden = (user_s.shape[-1] + user_t.shape[-1]) // 2
         of_users, of_items = jax.random.split(key)
         return {
-            "users": init_experts(of_users, user_s, user_t, self.groups, hidden),
-            "items": init_experts(of_items, item_s, item_t, self.groups, hidden),
+            "users": _experts.init_experts(of_users, user_s, user_t, self.groups, hidden),
+            "items": _experts.init_experts(of_items, item_s, item_t, self.groups, hidden),
         }
 
     def evaluate(self, params: PyTree, state: PyTree, context: Context) -> tuple[Array, PyTree]:
@@ -299,7 +271,7 @@ class HierarchicalTopology(TopologyLoss):
         for i, (which, found) in enumerate(both.items()):
             key, directions = jax.random.fold_in(context.key, i), _directions(found)
             assignment = assignment + expert_errors(params[which], key, found, self.temperature).sum()
-            group = jnp.argmax(_shares(params[which], found.teacher), axis=-1)
+            group = jnp.argmax(_experts.shares(params[which], found.teacher), axis=-1)
             topology = topology + _within(directions, group)
             members = jax.nn.one_hot(jnp.where(found.counted, group, -1), self.groups, dtype=found.teacher.dtype)
             means.append(_means(members, found))
