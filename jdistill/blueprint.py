@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jdistill import config as configs
-from jdistill import distributed, rows
-from jdistill.compress.base import Compressor
+from jdistill import distributed, rows, schedules
+from jdistill.compress.base import Compressor, Training
+from jdistill.compress.pipeline import ordered
 from jdistill.data import Dataset, load_dataset
 from jdistill.errors import UsageError
 from jdistill.estimators import Estimator
@@ -51,7 +52,7 @@ class Blueprint:
     loss: Loss
     weight: Any
     scheme: Scheme
-    compressors: tuple[Compressor, ...]
+    sequence: tuple[Compressor | Training, ...]
     optim: Optimizer
     parallel: Layout
     tracker: Tracker
@@ -85,26 +86,56 @@ class Blueprint:
             student=abstract(self.student, self.inputs),
         )
 
+    def resized(self, node: dict[str, Any]) -> Model:
+        """The student's network with another config node: what became of it under compression."""
+        given = self.outputs, self.dataset, self.loss, self.scheme, self.teachers, self.sequence
+        return self.student if node == self.config["student"] else _student(node, *given)[0]
+
     def method(self) -> Method:
         """The stages of the student's training: the scheme's, what their losses prepare, and each compressor's recovery."""
         return self._method
 
     @functools.cached_property
     def _method(self) -> Method:
+        stages: list[Stage] = []
+        acting: tuple[Compressor, ...] = ()  # of these, the schedules of all that a stage has seen are over
+        for step in self.sequence:
+            if isinstance(step, Training):
+                made = self._trained(step, stages, acting)
+                stages += made
+                acting = schedules.at_end(acting)
+                continue
+            acting = (*acting, step)
+            if step.recover_epochs:
+                stages += self._trained(Training("recover", step.recover_epochs), stages, acting)
+                acting = schedules.at_end(acting)
+        return Method(stages=tuple(stages))
+
+    def _trained(self, training: Training, before: list[Stage], acting: tuple[Compressor, ...]) -> list[Stage]:
+        """The stages of a part of the sequence, under the compressors `acting`."""
+        if training.kind == "recover":
+            number = sum(stage.name.startswith("recover") for stage in before) + 1
+            last = dataclasses.replace(before[-1], name=f"recover{number}", compressors=acting, starts=(), tuning=None)
+            return [last.with_epochs(training.epochs or int(last.optim.epochs))]
         keep, omit = self.config["transfer"]["keep"], self.config["transfer"]["omit"]
         transfer = Rows(None if keep is None else tuple(keep), tuple(omit))
+        wanted: tuple[Stage, ...] = (Stage(name="task", terms=(self.setting.task,), optim=self.optim),)
+        if training.kind == "distill":
+            wanted = self.scheme.stages(self.setting)
         stages: list[Stage] = []
-        for stage in self.scheme.stages(self.setting):
+        for stage in wanted:
+            stage = dataclasses.replace(stage, compressors=acting)
+            if training.epochs is not None:
+                stage = stage.with_epochs(training.epochs)
             if transfer != Rows():
                 stage = dataclasses.replace(stage, rows=transfer.within(stage.rows))
-            stages += [*preparing(stage, stages), stage]
-        for i, compressor in enumerate(self.compressors, start=1):
-            if compressor.recover_epochs:
-                recover = dataclasses.replace(
-                    stages[-1], name=f"recover{i}", compressors=self.compressors[:i], starts=(), tuning=None
-                )
-                stages.append(recover.with_epochs(compressor.recover_epochs))
-        return Method(stages=tuple(stages))
+            stages += [*preparing(stage, [*before, *stages]), stage]
+        return stages
+
+    @property
+    def compressors(self) -> tuple[Compressor, ...]:
+        """The compression steps in order, without the training between them."""
+        return tuple(step for step in self.sequence if not isinstance(step, Training))
 
     def parts(self, targets: dict[str, Target]) -> Parts:
         """The program's parts for a student that learns from `targets`."""
@@ -175,9 +206,8 @@ def read(config: dict[str, Any]) -> Blueprint:
         raise UsageError(f"checkpoint.{error}") from error
     scheme = configs.option("scheme", config)
     teachers = frozen_networks(config, loss, scheme, outputs, dataset)
-    only = next(iter(teachers.values())).model if len(teachers) == 1 and not scheme.trained() else None
-    student, estimator = built("student", config["student"], outputs, dataset)
-    student = loss.adapt(student, only)
+    sequence = ordered(configs.option("compression", config).steps())
+    student, estimator = _student(config["student"], outputs, dataset, loss, scheme, teachers, sequence)
     blueprint = Blueprint(
         config=config,
         dataset=dataset,
@@ -189,7 +219,7 @@ def read(config: dict[str, Any]) -> Blueprint:
         loss=loss,
         weight=weight,
         scheme=scheme,
-        compressors=configs.option("compression", config).steps(),
+        sequence=sequence,
         optim=optim,
         parallel=configs.option("parallel", config),
         tracker=configs.option("tracker", config),
@@ -200,6 +230,19 @@ def read(config: dict[str, Any]) -> Blueprint:
     blueprint = dataclasses.replace(blueprint, learners=(*blueprint.learners, *branches))
     check(blueprint)
     return blueprint
+
+
+def _student(
+    node: dict[str, Any], outputs: int, dataset: Dataset, loss: Loss, scheme: Scheme, teachers: dict[str, Frozen],
+    sequence: tuple[Compressor | Training, ...],
+) -> tuple[Model, Estimator | None]:  # fmt: skip
+    """The network of a student's node as its loss and its compressors need it, and what fits it where it is none."""
+    only = next(iter(teachers.values())).model if len(teachers) == 1 and not scheme.trained() else None
+    student, estimator = built("student", node, outputs, dataset)
+    student = loss.adapt(student, only)
+    for step in sequence:
+        student = step.adapt(student) if isinstance(step, Compressor) else student
+    return student, estimator
 
 
 def check(blueprint: Blueprint) -> None:

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jdistill.blueprint import Blueprint
-from jdistill.compress import apply_all
 from jdistill.compress.artifact import count_nonzero, read_artifact, restore_structure, write_artifact
+from jdistill.compress.base import Stored, finished
 from jdistill.fitting import Fitted
 from jdistill.machine import MACHINE
 from jdistill.measure import latency
@@ -18,14 +18,16 @@ from jdistill.tasks import Task
 from jdistill.tasks.base import Answer
 from jdistill.tasks.classification import as_two
 from jdistill.teachers.store import Teacher
-from jdistill.types import PyTree
+from jdistill.train import Keys
+from jdistill.types import Model, PyTree
 
 
 class Deployed(NamedTuple):
-    """What was measured of an artifact, and the network read back from it, `(params, state)`."""
+    """What was measured of an artifact, and the network read back from it, with its `(params, state)`."""
 
     measured: dict[str, Any]
     variables: tuple[PyTree, PyTree]
+    model: Model
 
 
 def answers(task: Task, teachers: dict[str, Teacher]) -> Answer | None:
@@ -36,19 +38,18 @@ def answers(task: Task, teachers: dict[str, Teacher]) -> Answer | None:
 
 def deploy(blueprint: Blueprint, fitted: Fitted, reference: Answer | None, folder: Path) -> Deployed:
     """Writes the artifact, reads it back, and measures what was read."""
-    dataset, model, config, task = blueprint.dataset, blueprint.student, blueprint.config, blueprint.task
-    params, state = fitted.variables
-    done = len(fitted.state.compressor_state)
-    for compressor in blueprint.compressors[done:]:
-        params = apply_all((compressor,), params, (compressor.init(params),))
+    dataset, config, task = blueprint.dataset, blueprint.config, blueprint.task
+    params, running = fitted.variables
+    key = jax.random.fold_in(Keys.of(config["seed"]).init, 3000)
+    stored = finished(blueprint.compressors, Stored(params, fitted.states), key)
     path = folder / "artifact.safetensors"
     about = {
         "student": config["student"], "outputs": blueprint.outputs,
         "input_shape": dataset.input_shape,
         "preprocess": {"mean": list(dataset.mean), "std": list(dataset.std), "scale": dataset.scale},
     }  # fmt: skip
-    size = write_artifact(path, blueprint.compressors, params, state, about)
-    variables = _reload(path, fitted.variables)
+    size = write_artifact(path, blueprint.compressors, stored, running, about)
+    model, variables = reload(blueprint, path)
     parameters, nonzero = count_nonzero(variables[0])
 
     answer = task.answer(model, dataset, variables, "test")
@@ -69,7 +70,7 @@ def deploy(blueprint: Blueprint, fitted: Fitted, reference: Answer | None, folde
         "metrics": results,
         "size": {"parameters": parameters, "nonzero": nonzero, "bytes": size, "sha256": _sha256(path)},
     }
-    return Deployed(measured, variables)
+    return Deployed(measured, variables, model)
 
 
 def _of_group(name: str, classes: Sequence[int], logits: np.ndarray, label: np.ndarray) -> dict[str, float]:
@@ -90,14 +91,18 @@ def latencies(blueprint: Blueprint, deployed: Sequence[Deployed]) -> list[dict[s
         return [{} for _ in deployed]
     inputs = dataset.test["inputs"]
     with MACHINE.quiet():
-        return [latency(blueprint.student, dataset.preprocess, d.variables, inputs, evaluate["repeats"]) for d in deployed]
+        return [latency(d.model, dataset.preprocess, d.variables, inputs, evaluate["repeats"]) for d in deployed]
 
 
-def _reload(path: Path, like: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
-    params, state, _ = read_artifact(path)
-    return tuple(  # type: ignore[return-value]
-        jax.tree.map(jnp.asarray, restore_structure(saved, wanted)) for saved, wanted in zip((params, state), like, strict=True)
-    )
+def reload(blueprint: Blueprint, path: Path) -> tuple[Model, tuple[PyTree, PyTree]]:
+    """The network that an artifact of `blueprint`'s student holds, which may be a smaller one, and its `(params, state)`."""
+    params, running, about = read_artifact(path)
+    model = blueprint.resized(about["student"])
+    if blueprint.estimator is not None:
+        return model, jax.tree.map(jnp.asarray, (params, running))
+    like = jax.eval_shape(lambda: model.init(jax.random.key(0), blueprint.inputs))
+    variables = (restore_structure(saved, wanted) for saved, wanted in zip((params, running), like, strict=True))
+    return model, jax.tree.map(jnp.asarray, tuple(variables))
 
 
 def _sha256(path: Path) -> str:

@@ -22,9 +22,10 @@ from jdistill.fitting import Fitted, Setup, on_device, sample_of, steps_per_epoc
 from jdistill.machine import MACHINE
 from jdistill.method import Stage
 from jdistill.pytrees import as_leaves
-from jdistill.stages import abstract_outputs, enter_stage, leave_stage
+from jdistill.schedules import at_end
+from jdistill.stages import abstract_outputs, enter_stage, init_state, leave_stage
 from jdistill.standing import DIVERGED, PRUNED, STOPPED, Diverged, Interrupted, Pruned, Standing
-from jdistill.train import TrainState, effective, epoch_order, epoch_orders, take_jit, take_members, zero_totals
+from jdistill.train import TrainState, effective, epoch_order, epoch_orders, stored, take_jit, take_members, zero_totals
 from jdistill.types import PyTree
 
 BLOCK_SECONDS = 1.0
@@ -99,13 +100,13 @@ class _Fit:
                     self._epoch()
         if self.setup.last_checkpoint:
             self._save()
-        given = (self.state, self._variables(), self.kept)
+        given = (self.state, self._reported(), self.kept)
         if self.setup.stacked:
             given = jax.tree.map(np.asarray, given)  # members of host arrays are views
         return [self._fitted(i, *given) for i in range(len(self.members))]
 
-    def _fitted(self, index: int, state: TrainState, variables: PyTree, kept: PyTree) -> Fitted | RunError:
-        """What became of a member, from all final states, networks, and networks kept on the way."""
+    def _fitted(self, index: int, state: TrainState, reported: PyTree, kept: PyTree) -> Fitted | RunError:
+        """What became of a member, from all final states, students, and students kept on the way."""
         standing, setup = self.standing, self.setup
         how, epoch = standing.ended[index], int(standing.ended_epoch[index])
         if how == DIVERGED:
@@ -114,16 +115,17 @@ class _Fit:
             return Pruned(self.reasons.get(index, f"pruned in epoch {epoch}"))
         if setup.stacked:
             slot = int(next(iter(np.flatnonzero(standing.slots == index)), 0))  # a member that left has what was kept of it
-            state, variables, kept = *stacking.member((state, variables), slot), stacking.member(kept, index)
+            state, reported, kept = *stacking.member((state, reported), slot), stacking.member(kept, index)
         if setup.select is not None or how == STOPPED:
-            variables, epoch = kept, int(standing.best_epoch[index]) if setup.select is not None else epoch
+            reported, epoch = kept, int(standing.best_epoch[index]) if setup.select is not None else epoch
         else:
             epoch = self.cursor.total_epochs
         share, steps = self.seconds / len(self.members), self._step()
         if how == STOPPED:  # the others may have gone on, in the same last stage
             later = self.cursor.total_epochs - int(standing.ended_epoch[index])
             steps -= later * steps_per_epoch(self.members[0].method.stages[-1], self.examples)
-        return Fitted(state, steps, variables, epoch, self.train_metrics[index], share, self.trained)
+        *variables, states = reported
+        return Fitted(state, steps, tuple(variables), epoch, self.train_metrics[index], share, self.trained, states)  # type: ignore[arg-type]
 
     # -- beginning, resuming, stages
 
@@ -134,7 +136,6 @@ class _Fit:
         if setup.stacked:  # the stack is all that is needed, and as large
             like = jax.eval_shape(lambda: self.members[0].initial)
             setup.members = self.members = tuple(m._replace(initial=like) for m in self.members)
-        self.kept = self._kept_at_first()
         latest = setup.checkpoints.latest() if setup.checkpoints else None
         if latest is None:
             for m in self.members:
@@ -147,13 +148,13 @@ class _Fit:
         one = jax.eval_shape(lambda state: self._entered(0, 0, state), self.members[0].initial)
         for index in range(1, stage + 1):
             one = jax.eval_shape(lambda s, index=index: self._entered(index, 0, s), one)
-        variables = (one.params["student"], one.model_state["student"])
+        kept = (one.params["student"], one.model_state["student"], one.compressor_state)
         if self.setup.stacked:
-            one, variables = stacking.widened(one, width), stacking.widened(variables, len(self.members))
+            one, kept = stacking.widened(one, width), stacking.widened(kept, len(self.members))
         standing = Standing.beginning(len(self.members), width if self.setup.stacked else None)
         self.cursor, self.standing = self.cursor._replace(stage=stage), standing
         self._arrange()
-        carry = restore(path, self._carry(one, standing, variables if self.keeps else ()))
+        carry = restore(path, self._carry(one, standing, kept if self.keeps else ()))
         self.standing = Standing(*(np.array(leaf) for leaf in carry["standing"]))
         self.cursor = Cursor(*(int(n) for n in np.asarray(carry["cursor"])))
         self._arrange()
@@ -186,7 +187,12 @@ class _Fit:
         if index not in self.shapes:  # the same for all members
             self.shapes[index] = abstract_outputs(setup.parts, state, self.sample, frozen, stage)
         outputs = self.shapes[index]
-        return enter_stage(setup.parts, stage, state, key, self.sample, frozen, setup.data["label"], outputs)
+
+        def first() -> tuple[PyTree, PyTree]:
+            begun = init_state(setup.parts, self.members[i].keys.init, self.sample)
+            return begun.params["student"], begun.model_state["student"]
+
+        return enter_stage(setup.parts, stage, state, key, self.sample, frozen, setup.data["label"], outputs, first)
 
     def _enter(self, index: int) -> None:
         states = [self.setup.layout.get(self.state)]
@@ -203,6 +209,7 @@ class _Fit:
         state = stacking.stack(states) if self.setup.stacked else states[0]
         self._arrange()
         self.state = self.setup.layout.put(state, self._width())
+        self.kept = self._kept_at_first()
 
     def _arrange(self) -> None:
         """Stages, keys, frozen arrays and sums for the members that are in the state."""
@@ -228,8 +235,16 @@ class _Fit:
     def _kept_at_first(self) -> PyTree:
         if not self.keeps:
             return ()
-        variables = (self.state.params["student"], self.state.model_state["student"])
-        return jax.tree.map(jnp.copy, self.setup.layout.get(variables))  # the state's own buffers are donated to the step
+        reported = self._reported()
+        if self.setup.stacked:  # of every member, also of those that left
+            return stacking.members(reported, self._places())
+        return jax.tree.map(jnp.copy, reported)  # the state's own buffers are donated to the step
+
+    def _places(self) -> np.ndarray:
+        """The row of the state in which each member is; 0 for those that left."""
+        place = np.zeros(len(self.members), np.int32)
+        place[self.standing.slots] = np.arange(len(self.standing.slots))
+        return place
 
     # -- one epoch
 
@@ -309,8 +324,8 @@ class _Fit:
             if self.standing.running[i]:
                 train = {name: float(value[slot] / examples[slot]) for name, value in totals.items()}
                 improved[i] = self._end_member_epoch(int(i), train, None if found is None else partial(found, slot))
-        if self.keeps and evaluated is not None:
-            self._keep(evaluated, improved)
+        if self.keeps and improved.any():
+            self._keep(self._reported(), improved)
         rows = self.standing.compact(self.setup.multiple) if self.setup.stacked else None
         over = last and self.cursor.stage == len(self.epochs) - 1
         if rows is not None and not over:
@@ -346,22 +361,29 @@ class _Fit:
         standing.log_bytes[i] = self.members[i].metrics.append(row)
         return better if setup.select is not None else standing.ended[i] == STOPPED
 
-    def _keep(self, variables: PyTree, improved: np.ndarray) -> None:
-        """Keeps the networks that are now to be reported."""
+    def _keep(self, reported: PyTree, improved: np.ndarray) -> None:
+        """Keeps the students that are now to be reported."""
         if not self.setup.stacked:
-            self.kept = jax.tree.map(jnp.copy, variables) if improved[0] else self.kept
-        elif improved.any():
-            place = np.zeros(len(self.members), np.int32)
-            place[self.standing.slots] = np.arange(len(self.standing.slots))
-            self.kept = stacking.where(improved, stacking.members(variables, place), self.kept)
+            self.kept = jax.tree.map(jnp.copy, reported)
+        else:
+            self.kept = stacking.where(improved, stacking.members(reported, self._places()), self.kept)
 
     def _variables(self) -> tuple[PyTree, PyTree]:
-        """The networks to report as they are now, of a population stacked by row of the state."""
+        """The networks as they act now, of a population stacked by row of the state.
+
+        What a schedule moves is where it comes to, so that what is evaluated is what would be deployed.
+        """
         params, stage = self.state.params["student"], self.stage
         if stage.compressors or stage.tuning is not None:
-            act = _acting_members if self.setup.stacked else _acting
-            params = act(stage, self.state.params, self.state.compressor_state)
+            params = _acting[self.setup.stacked](at_end(stage), self.state.params, self.state.compressor_state)
         return self.setup.layout.get((params, self.state.model_state["student"]))
+
+    def _reported(self) -> tuple[PyTree, PyTree, PyTree]:
+        """The students as they are stored now, with what their compressors hold."""
+        params, stage = self.state.params["student"], self.stage
+        if stage.tuning is not None:
+            params = _stored[self.setup.stacked](stage, self.state.params)
+        return self.setup.layout.get((params, self.state.model_state["student"], self.state.compressor_state))
 
     # -- checkpoints
 
@@ -396,4 +418,4 @@ def _act(stage: Stage, params: PyTree, compressor_state: PyTree) -> PyTree:
     return effective(stage, params, compressor_state)["student"]
 
 
-_acting, _acting_members = jax.jit(_act), jax.jit(jax.vmap(_act))
+_acting, _stored = ((jax.jit(form), jax.jit(jax.vmap(form))) for form in (_act, stored))

@@ -38,11 +38,12 @@ class Fitted(NamedTuple):
     Attributes:
       state: the final state.
       steps: taken by this member.
-      variables: the network to report, `(effective params, running statistics)`.
+      variables: the network to report, `(params in their stored form, running statistics)`; see `compress.base`.
       epoch: the epoch it is from, counted from 1 over all stages.
       train_metrics: of the last epoch.
       seconds, examples: spent and seen in compiled steps, without the first call of each stage, which compiles; of a
         population the member's share of the seconds.
+      states: what the compressors that were entered hold about `variables`.
     """
 
     state: TrainState
@@ -52,6 +53,7 @@ class Fitted(NamedTuple):
     train_metrics: dict[str, float]
     seconds: float
     examples: int
+    states: tuple[PyTree, ...] = ()
 
 
 class Member(NamedTuple):

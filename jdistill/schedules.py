@@ -13,20 +13,21 @@ from jdistill.optim import Clock
 from jdistill.pytrees import pytree, require_nonnegative, require_one_of, static
 from jdistill.registry import register
 
-KINDS = ("constant", "linear", "cosine", "exponential")
+KINDS = ("constant", "linear", "cubic", "cosine", "exponential")
 
 
 @pytree
 class Schedule:
     """A number that goes from `start` to `end` and stays there; a pytree, so that its numbers can be swept too.
 
-    With t = (epoch - delay) / epochs, held in [0, 1]: `constant` start; `linear` start + (end - start) t; `cosine`
-    end + (start - end) (1 + cos(pi t)) / 2; `exponential` start (end / start)^t. The options `warmup` (linear from 0) and
-    `annealing` (exponential from 1 to 1e-10, as DE anneals its Gumbel softmax: Kang et al. 2020,
+    With t = (epoch - delay) / epochs, held in [0, 1]: `constant` start; `linear` start + (end - start) t; `cubic`
+    end + (start - end) (1 - t)^3, as pruning ramps up (Zhu and Gupta 2017, https://arxiv.org/abs/1710.01878, equation 1);
+    `cosine` end + (start - end) (1 + cos(pi t)) / 2; `exponential` start (end / start)^t. The options `warmup` (linear
+    from 0) and `annealing` (exponential from 1 to 1e-10, as DE anneals its Gumbel softmax: Kang et al. 2020,
     https://arxiv.org/abs/2012.04357, section 4.1.2) are these with other defaults.
 
     Attributes:
-      kind: one of the four above.
+      kind: one of the five above.
       start, end: the number before and after; `exponential` wants both above 0.
       epochs: how long it takes, in epochs of the stage; None takes the whole stage after `delay`.
       delay: epochs at `start` first.
@@ -54,6 +55,8 @@ class Schedule:
         start, end = jnp.asarray(self.start), jnp.asarray(self.end)
         if self.kind == "linear":
             return start + (end - start) * t
+        if self.kind == "cubic":
+            return end + (start - end) * (1 - t) ** 3
         if self.kind == "cosine":
             return end + (start - end) * (1 + jnp.cos(jnp.pi * t)) / 2
         if self.kind == "exponential":
@@ -81,6 +84,15 @@ def at_start(tree: Any) -> Any:
     return _at_start(tree) if found else tree
 
 
+def at_end(tree: Any) -> Any:
+    """`tree` with every schedule replaced by the number it comes to."""
+
+    def last(node: Any) -> Any:
+        return (node.start if node.kind == "constant" else node.end) if isinstance(node, Schedule) else node
+
+    return jax.tree.map(last, tree, is_leaf=lambda n: isinstance(n, Schedule))
+
+
 @jax.jit
 def _at_start(tree: Any) -> Any:
     return at(tree, START)
@@ -101,6 +113,7 @@ def _register(name: str, kind: str, **defaults: float) -> None:
 
 _register("constant", "constant", start=1.0)
 _register("linear", "linear")
+_register("cubic", "cubic")
 _register("cosine", "cosine")
 _register("exponential", "exponential", start=1.0, end=1e-3)
 _register("warmup", "linear")

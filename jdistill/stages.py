@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jdistill import schedules
-from jdistill.compress import apply_all
+from jdistill.compress.base import Stored, apply_all, enter
 from jdistill.method import Stage
 from jdistill.pytrees import Carried
 from jdistill.teachers.targets import ReadFeatures
@@ -77,14 +79,15 @@ def leave_stage(stage: Stage, state: TrainState) -> TrainState:
 
 def enter_stage(
     parts: Parts, stage: Stage, state: TrainState, key: Array, sample: Batch, frozen: PyTree, label: Array,
-    outputs: dict[str, Outputs] | None = None,
+    outputs: dict[str, Outputs] | None = None, first: Callable[[], tuple[PyTree, PyTree]] | None = None,
 ) -> TrainState:  # fmt: skip
     """The state with which a stage begins: what its losses, tuning and compressors hold is made, optimizer state fresh.
 
     Parameters and states of the previous stage's losses are kept for terms of the same name. `label` [N] int32 holds the
-    training labels. `outputs` are the shapes that `abstract_outputs` gives, where the caller has them already.
+    training labels. `outputs` are the shapes that `abstract_outputs` gives, where the caller has them already. `first` gives
+    the student's parameters and running statistics before any training.
     """
-    stage = schedules.at_start(stage)
+    steps, stage = stage.compressors, schedules.at_start(stage)
     params, model_state = dict(state.params), dict(state.model_state)
     for name, origin in stage.starts:
         params[name], model_state[name] = (jax.tree.map(jnp.copy, tree[origin]) for tree in (params, model_state))
@@ -97,25 +100,31 @@ def enter_stage(
             model_state["loss"].get(term.name) or term.loss.init_state(jax.random.fold_in(own, 0), *pair, label),
         )
     params["loss"], model_state["loss"] = ({name: pair[i] for name, pair in losses.items()} for i in (0, 1))
+    student = Stored(params["student"], state.compressor_state)
+    for i in range(len(student.states), len(steps)):
+        begun = first() if first is not None and steps[i].rewinds else None
+        student = enter(steps[: i + 1], student, jax.random.fold_in(key, 2000 + i), begun and begun[0])
+        if begun is not None:
+            model_state["student"] = begun[1]
+    params["student"] = student.params
     if stage.tuning is not None:
         params["tuning"] = jax.jit(stage.tuning.init)(jax.random.fold_in(key, 999), params["student"])
-    compressor_state = state.compressor_state
-    for compressor in stage.compressors[len(compressor_state) :]:
-        acting = apply_all(stage.compressors[: len(compressor_state)], params["student"], compressor_state)
-        compressor_state = (*compressor_state, jax.jit(compressor.init)(acting))
     return TrainState(
         step=state.step,
         stage_step=jnp.zeros((), jnp.int32),
         params=params,
         model_state=model_state,
         opt_state=stage.optim.init(trained(stage, params)),
-        compressor_state=compressor_state,
+        compressor_state=student.states,
     )
 
 
 def abstract_outputs(parts: Parts, state: TrainState, sample: Batch, frozen: PyTree, stage: Stage) -> dict[str, Outputs]:
     """Shapes of what every network of a stage gives for `sample`, without computing anything; kept for other runs."""
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state.params, state.model_state, sample, frozen))
+    done = len(state.compressor_state)
+    student = jax.eval_shape(partial(apply_all, stage.compressors[:done]), state.params["student"], state.compressor_state)
+    given = ({**state.params, "student": student}, state.model_state, sample, frozen)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), given)
     leaves, treedef = jax.tree.flatten(shapes)
     wanted = (frozenset(stage.read()), any(term.loss.reads_initial for term in stage.terms))
     return _abstract_outputs(parts, treedef, tuple((leaf.shape, leaf.dtype) for leaf in leaves), wanted, Carried(stage))
@@ -131,7 +140,7 @@ def _abstract_outputs(parts: Parts, treedef: Any, shapes: Any, wanted: Any, carr
     for learner in parts.learners:
         source = batch["inputs"] if learner.reads is None else known[learner.reads].features
         known[learner.name] = _abstract(learner.model, params[learner.name], model_state[learner.name], source)
-    return known | jax.eval_shape(functools.partial(references, parts, carried.value), frozen, batch)
+    return known | jax.eval_shape(partial(references, parts, carried.value), frozen, batch)
 
 
 def features_read(parts: Parts, stage: Stage, state: TrainState, frozen: PyTree, sample: Batch) -> dict[str, set[str]]:

@@ -62,12 +62,17 @@ def trained(stage: Stage, params: PyTree) -> PyTree:
     return {name: params[name] for name in names} | ({"tuning": params["tuning"]} if stage.tuning is not None else {})
 
 
+def stored(stage: Stage, params: PyTree) -> PyTree:
+    """The student's parameters with what is tuned, in their stored form (see `compress.base`)."""
+    student = params["student"]
+    if stage.tuning is None:
+        return student
+    return stage.tuning.apply(jax.lax.stop_gradient(student), params["tuning"])
+
+
 def effective(stage: Stage, params: PyTree, compressor_state: tuple[PyTree, ...]) -> PyTree:
     """Parameters of all networks as they act: the student's under the stage's tuning and compressors."""
-    student = params["student"]
-    if stage.tuning is not None:
-        student = stage.tuning.apply(jax.lax.stop_gradient(student), params["tuning"])
-    return {**params, "student": apply_all(stage.compressors, student, compressor_state)}
+    return {**params, "student": apply_all(stage.compressors, stored(stage, params), compressor_state)}
 
 
 def make_step(parts: Parts) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
@@ -306,6 +311,6 @@ def has_convolution(params: PyTree) -> bool:
 
 __all__ = [
     "EVAL_CHUNK", "Keys", "Learner", "Parts", "Programs", "TrainState", "add", "effective", "epoch_order", "epoch_orders",
-    "forward", "forward_pass", "has_convolution", "make_step", "predict", "programs", "references", "take", "take_jit",
-    "take_members", "trained", "zero_totals",
+    "forward", "forward_pass", "has_convolution", "make_step", "predict", "programs", "references", "stored", "take",
+    "take_jit", "take_members", "trained", "zero_totals",
 ]  # fmt: skip

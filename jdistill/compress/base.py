@@ -1,46 +1,116 @@
-"""The compressor contract: pure functions on parameters, and what `compression=` builds from them."""
+"""The compressor contract: pure functions on parameters, and how a sequence of steps acts together.
 
+A student's parameters have a stored form, which is trained and shipped, and an effective form, which its network computes
+with. Without compression both are the same. Each step may hold the stored leaves under a constraint (a mask, a rounding),
+and may store leaves in another form (two factors for a matrix, codes and a codebook, fewer channels). Effective parameters
+are the stored ones under all constraints, decoded from the latest form to the first.
+"""
+
+import fnmatch
 import re
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax import Array
 
+from jdistill import schedules
 from jdistill.pytrees import pytree
 from jdistill.registry import register
-from jdistill.types import PyTree
+from jdistill.types import Model, PyTree
 
-WEIGHT = re.compile(r"(^|/)(kernel|embedding|table|user|item|met|position)$")
+WEIGHT = re.compile(r"(^|/)(kernel|embedding|table|user|item|met|position)(/|$)")
 
 
 class Quantized(NamedTuple):
-    """A leaf as integers: `values` int8 and `scale` float32 that broadcasts against it; the weight is their product."""
+    """A leaf as integers: the weight is `values * scale + offset`.
+
+    Attributes:
+      values: integers; the file takes as many bits for each as their range needs: 4 for -7 to 7, 1 for 0 and 1.
+      scale: float32 or float16, broadcasts against `values`.
+      offset: like `scale`, or None for 0.
+    """
 
     values: np.ndarray
     scale: np.ndarray
+    offset: np.ndarray | None = None
 
 
 class Compressor:
-    """One step of compression. Subclasses are frozen pytree dataclasses registered in group `compression`."""
+    """One step of compression. Subclasses are frozen pytree dataclasses registered in group `compression`.
+
+    Everything here is pure, and works under jit and vmap. A step's state is a dict by leaf name (`fc1/kernel`) of what it
+    holds about that leaf: arrays, or trees of arrays.
+    """
 
     recover_epochs: int = 0
     """Epochs of training after this step, under its constraint; 0 for none."""
 
-    def init(self, params: PyTree) -> PyTree:
-        """The step's state (masks, scales) for trained `params`; jit-able."""
-        del params
+    rewinds = False
+    """Whether the student is trained again from its first values after this step."""
+
+    def steps(self) -> "tuple[Compressor | Training, ...]":
+        """What `compression=` this option stands for: itself alone, save for pipelines."""
+        return (self,)
+
+    def adapt(self, model: Model) -> Model:
+        """The student's network as this step needs it, before anything is trained; itself for most."""
+        return model
+
+    def init(self, key: Array, params: PyTree) -> PyTree:
+        """The step's state (masks, codes, scales) for trained `params` in their stored form; jit-able.
+
+        Raises:
+          UsageError: nothing here can be compressed so, in one line.
+        """
+        del key, params
         return {}
 
-    def apply(self, params: PyTree, state: PyTree) -> PyTree:
-        """The effective parameters, differentiable with respect to `params`."""
+    def encode(self, params: PyTree, state: PyTree) -> PyTree:
+        """The stored form of `params`; of those of them that this step stores otherwise."""
         del state
         return params
 
-    def finalize(self, name: str, value: np.ndarray | Quantized) -> np.ndarray | Quantized:
-        """How the effective leaf called `name` (path joined by `/`) is stored in the artifact."""
-        del name
+    def constrain(self, params: PyTree, state: PyTree) -> PyTree:
+        """Stored `params` under the step's constraint, differentiable with respect to them."""
+        del state
+        return params
+
+    def decode(self, params: PyTree, state: PyTree) -> PyTree:
+        """What `encode` was given, from the stored form; differentiable with respect to `params`."""
+        del state
+        return params
+
+    def hold(self, name: str, value: PyTree, state: PyTree) -> PyTree | None:
+        """What an earlier step's `value` about the leaf `name` becomes when this step stores it; None drops it."""
+        del name, state
         return value
+
+    def finalize(self, name: str, value: np.ndarray | Quantized, state: PyTree) -> np.ndarray | Quantized:
+        """How the constrained leaf called `name`, as earlier steps left it, is stored in the artifact."""
+        del name, state
+        return value
+
+    def shrink(self, node: dict[str, Any], running: PyTree, state: PyTree) -> tuple[dict[str, Any], PyTree] | None:
+        """Of a step whose stored form is a smaller network: the config node of that student, and its running statistics.
+
+        Such an artifact holds the smaller network alone, which needs no decoding. None for all other steps.
+        """
+        del node, running, state
+        return None
+
+
+class Training(NamedTuple):
+    """A part of a sequence in which the student is trained, under the steps before it.
+
+    Attributes:
+      kind: `distill`, the scheme's stages; `train`, the task alone; `recover`, the terms of the stage before.
+      epochs: its length; None for that of `optim`.
+    """
+
+    kind: str
+    epochs: int | None = None
 
 
 @register("compression", "none")
@@ -48,13 +118,8 @@ class Compressor:
 class NoCompression:
     """The trained parameters as they are, float32."""
 
-    def steps(self) -> tuple[Compressor, ...]:
+    def steps(self) -> tuple[Compressor | Training, ...]:
         return ()
-
-
-def is_weight(path: tuple[Any, ...], leaf: Array) -> bool:
-    """Whether a leaf is a weight matrix, convolution kernel or embedding table (not a bias, not a BatchNorm scale)."""
-    return leaf.ndim >= 2 and bool(WEIGHT.search(leaf_name(path)))
 
 
 def leaf_name(path: tuple[Any, ...]) -> str:
@@ -62,15 +127,81 @@ def leaf_name(path: tuple[Any, ...]) -> str:
     return "/".join(str(getattr(entry, "key", getattr(entry, "idx", getattr(entry, "name", entry)))) for entry in path)
 
 
-def map_weights(function: Any, params: PyTree, *rest: PyTree) -> PyTree:
-    """Maps `function(leaf, *rest_leaves)` over weight leaves; other leaves of `params` stay."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf, *others: function(leaf, *others) if is_weight(path, leaf) else leaf, params, *rest
-    )
+def is_weight(path: tuple[Any, ...], leaf: Array) -> bool:
+    """Whether a leaf is a weight matrix, convolution kernel or embedding table (not a bias, not a BatchNorm scale)."""
+    return leaf.ndim >= 2 and bool(WEIGHT.search(leaf_name(path)))
 
 
-def apply_all(compressors: tuple[Compressor, ...], params: PyTree, states: tuple[PyTree, ...]) -> PyTree:
-    """Effective parameters under a sequence of compressors."""
-    for compressor, state in zip(compressors, states, strict=True):
-        params = compressor.apply(params, state)
+def weights(params: PyTree, only: str = "") -> dict[str, Array]:
+    """The weight leaves of `params` by name; `only` names some by patterns, such as `fc1/*,item`."""
+    found = {leaf_name(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(params) if is_weight(p, leaf)}
+    return {name: leaf for name, leaf in found.items() if chosen(name, only)}
+
+
+def chosen(name: str, only: str) -> bool:
+    """Whether `only`, patterns with commas between, names the leaf; an empty one names all."""
+    return not only or any(fnmatch.fnmatchcase(name, pattern.strip()) for pattern in only.split(","))
+
+
+def map_named(function: Callable[[str, Array], Any], params: PyTree) -> PyTree:
+    """Maps `function(name, leaf)` over all leaves."""
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: function(leaf_name(path), leaf), params)
+
+
+def _constrained(steps: tuple[Compressor, ...], params: PyTree, states: tuple[PyTree, ...]) -> PyTree:
+    for step, state in zip(steps, states, strict=True):
+        params = step.constrain(params, state)
     return params
+
+
+def apply_all(steps: tuple[Compressor, ...], params: PyTree, states: tuple[PyTree, ...]) -> PyTree:
+    """Effective parameters of stored ones under a sequence of steps."""
+    params = _constrained(steps, params, states)
+    for step, state in reversed(list(zip(steps, states, strict=True))):
+        params = step.decode(params, state)
+    return params
+
+
+class Stored(NamedTuple):
+    """A student in its stored form.
+
+    Attributes:
+      params: what is trained.
+      states: one of each step so far.
+    """
+
+    params: PyTree
+    states: tuple[PyTree, ...] = ()
+
+
+def enter(steps: tuple[Compressor, ...], stored: Stored, key: Array, first: PyTree = None) -> Stored:
+    """The student as the last of `steps` takes it over from those before it.
+
+    What the constraints of the earlier steps allow is all that the step sees, and where training goes on from.
+
+    Args:
+      key: the step's randomness.
+      first: the student's parameters before any training, for a step that rewinds.
+    """
+    *before, step = schedules.at_end(tuple(steps))
+    params = _constrained(tuple(before), stored.params, stored.states)
+    state = jax.jit(step.init)(key, params)
+    states = tuple(_kept(step, own, state) for own in stored.states)
+    if step.rewinds and first is not None:
+        params = first
+        for earlier, own in zip(before, stored.states, strict=True):
+            params = earlier.encode(params, own)
+    return Stored(step.encode(params, state), (*states, state))
+
+
+def _kept(step: Compressor, earlier: PyTree, state: PyTree) -> PyTree:
+    """An earlier step's state, in the stored form of the next one."""
+    held = {name: step.hold(name, value, state) for name, value in earlier.items()}
+    return {name: value for name, value in held.items() if value is not None}
+
+
+def finished(steps: tuple[Compressor, ...], stored: Stored, key: Array) -> Stored:
+    """The student after those of `steps` that no stage has entered yet, under all constraints: as it is written."""
+    for i in range(len(stored.states), len(steps)):
+        stored = enter(steps[: i + 1], stored, jax.random.fold_in(key, i))
+    return stored._replace(params=_constrained(schedules.at_end(tuple(steps)), stored.params, stored.states))

@@ -1,11 +1,10 @@
 """Magnitude pruning."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jdistill.compress.base import Compressor, is_weight, map_weights
+from jdistill.compress.base import Compressor, map_named, weights
 from jdistill.pytrees import pytree, require_fraction, require_nonnegative, require_one_of, static
 from jdistill.registry import register
 from jdistill.types import PyTree
@@ -31,21 +30,21 @@ class MagnitudePrune(Compressor):
         require_one_of(("layer", "global"), scope=self.scope)
         require_nonnegative(recover_epochs=self.recover_epochs)
 
-    def steps(self) -> tuple[Compressor, ...]:
-        return (self,)
-
-    def init(self, params: PyTree) -> PyTree:
-        """Masks: 1.0 where a weight stays, 0.0 where it goes, ones for leaves that are never pruned."""
-        ones = jax.tree.map(jnp.ones_like, params)
+    def init(self, key: Array, params: PyTree) -> PyTree:
+        """Masks by name of the weight: 1.0 where it stays, 0.0 where it goes."""
+        del key
+        found = weights(params)
+        scores = {name: jnp.abs(leaf).ravel() for name, leaf in found.items()}
         if self.scope == "layer":
-            return map_weights(lambda mask, leaf: _keep(jnp.abs(leaf).ravel(), self.sparsity).reshape(leaf.shape), ones, params)
-        weights = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params) if is_weight(path, leaf)]
-        keep = _keep(jnp.concatenate([jnp.abs(w).ravel() for w in weights]), self.sparsity)
-        pieces = iter(jnp.split(keep, np.cumsum([w.size for w in weights])[:-1]))
-        return map_weights(lambda mask: next(pieces).reshape(mask.shape), ones)
+            keep = {name: _keep(score, self.sparsity) for name, score in scores.items()}
+        else:
+            together = _keep(jnp.concatenate(list(scores.values())), self.sparsity)
+            pieces = jnp.split(together, np.cumsum([score.size for score in scores.values()])[:-1])
+            keep = dict(zip(scores, pieces, strict=True))
+        return {name: keep[name].reshape(leaf.shape) for name, leaf in found.items()}
 
-    def apply(self, params: PyTree, state: PyTree) -> PyTree:
-        return jax.tree.map(lambda leaf, mask: leaf * mask, params, state)
+    def constrain(self, params: PyTree, state: PyTree) -> PyTree:
+        return map_named(lambda name, leaf: leaf * state[name] if name in state else leaf, params)
 
 
 def _keep(scores: Array, sparsity: float | Array) -> Array:

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jdistill.compress.base import WEIGHT, Compressor, Quantized, map_weights
+from jdistill.compress.base import WEIGHT, Compressor, Quantized, map_named, weights
 from jdistill.pytrees import pytree, require_one_of, static
 from jdistill.registry import register
 from jdistill.types import PyTree
@@ -28,14 +28,13 @@ class Int8Weights(Compressor):
     def __post_init__(self) -> None:
         require_one_of(("channel", "tensor"), granularity=self.granularity)
 
-    def steps(self) -> tuple[Compressor, ...]:
-        return (self,)
-
-    def apply(self, params: PyTree, state: PyTree) -> PyTree:
+    def constrain(self, params: PyTree, state: PyTree) -> PyTree:
         del state
-        return map_weights(lambda w: jnp.multiply(*self._quantize(w)), params)
+        own = weights(params)
+        return map_named(lambda name, w: jnp.multiply(*self._quantize(w)) if name in own else w, params)
 
-    def finalize(self, name: str, value: np.ndarray | Quantized) -> np.ndarray | Quantized:
+    def finalize(self, name: str, value: np.ndarray | Quantized, state: PyTree) -> np.ndarray | Quantized:
+        del state
         if isinstance(value, Quantized) or not (WEIGHT.search(name) and value.ndim >= 2):
             return value
         q, scale = self._quantize(jnp.asarray(value))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jdistill.blueprint import Blueprint
+from jdistill.compress.base import Training
 from jdistill.errors import UsageError
 from jdistill.fitting import Fitted, Member
 from jdistill.networks import columns_kept
@@ -30,8 +31,9 @@ def require_fittable(blueprint: Blueprint) -> None:
         )
     if not isinstance(blueprint.scheme, Offline):
         raise UsageError(f"{name} is fitted once, got scheme={config['scheme']['name']}; set scheme=offline")
-    if any(compressor.recover_epochs for compressor in blueprint.compressors):
-        raise UsageError(f"{name} cannot be trained on after compression; leave recover_epochs at 0")
+    training = [step.kind for step in blueprint.sequence if isinstance(step, Training)]
+    if training != ["distill"] or any(compressor.recover_epochs for compressor in blueprint.compressors):
+        raise UsageError(f"{name} is fitted once; leave recover_epochs at 0, and train and recover out of compression.steps")
     numbers = {
         "loss.weight": blueprint.weight,
         "loss.temperature": getattr(blueprint.loss, "temperature", 1.0),

@@ -96,7 +96,7 @@ def preparing(stage: Stage, before: list[Stage]) -> list[Stage]:
     if not waiting:
         return []
     terms = tuple(dataclasses.replace(term, loss=loss, weight=1.0, gate=None, where=None) for term, loss, _ in waiting)
-    prepare = Stage(name="prepare", terms=terms, optim=stage.optim, trains=(), rows=stage.rows)
+    prepare = Stage(name="prepare", terms=terms, optim=stage.optim, trains=(), rows=stage.rows, compressors=stage.compressors)
     return [prepare.with_epochs(max(epochs for _, _, epochs in waiting))]
 
 
