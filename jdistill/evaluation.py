@@ -1,6 +1,7 @@
 """A trained student as it is deployed: the artifact written, read back, and measured."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,10 +11,11 @@ import numpy as np
 
 from jdistill.blueprint import Blueprint
 from jdistill.compress.artifact import count_nonzero, read_artifact, restore_structure, write_artifact
-from jdistill.compress.base import Stored, finished
-from jdistill.fitting import Fitted
+from jdistill.compress.base import Stored, Subject, finished
+from jdistill.fitting import Fitted, sample_of
 from jdistill.machine import MACHINE
 from jdistill.measure import latency
+from jdistill.stages import calibration_rows
 from jdistill.tasks import Task
 from jdistill.tasks.base import Answer
 from jdistill.tasks.classification import as_two
@@ -41,14 +43,14 @@ def deploy(blueprint: Blueprint, fitted: Fitted, reference: Answer | None, folde
     dataset, config, task = blueprint.dataset, blueprint.config, blueprint.task
     params, running = fitted.variables
     key = jax.random.fold_in(Keys.of(config["seed"]).init, 3000)
-    stored = finished(blueprint.compressors, Stored(params, fitted.states), key)
+    stored = finished(blueprint.compressors, Stored(params, fitted.states), key, subject(blueprint, running))
     path = folder / "artifact.safetensors"
     about = {
         "student": config["student"], "outputs": blueprint.outputs,
         "input_shape": dataset.input_shape,
         "preprocess": {"mean": list(dataset.mean), "std": list(dataset.std), "scale": dataset.scale},
     }  # fmt: skip
-    size = write_artifact(path, blueprint.compressors, stored, running, about)
+    size = write_artifact(path, blueprint.compressors, stored, running, about, blueprint.student)
     model, variables = reload(blueprint, path)
     parameters, nonzero = count_nonzero(variables[0])
 
@@ -92,6 +94,13 @@ def latencies(blueprint: Blueprint, deployed: Sequence[Deployed]) -> list[dict[s
     inputs = dataset.test["inputs"]
     with MACHINE.quiet():
         return [latency(d.model, dataset.preprocess, d.variables, inputs, evaluate["repeats"]) for d in deployed]
+
+
+def subject(blueprint: Blueprint, running: PyTree) -> Subject:
+    """The student, for the steps that nothing is trained under."""
+    data, parts = blueprint.arrays(), blueprint.parts({})
+    rows = partial(calibration_rows, parts, data["inputs"], sample_of(data))
+    return Subject(blueprint.student, blueprint.inputs, running, rows)
 
 
 def reload(blueprint: Blueprint, path: Path) -> tuple[Model, tuple[PyTree, PyTree]]:

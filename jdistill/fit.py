@@ -20,12 +20,11 @@ from jdistill.checkpoint import restore
 from jdistill.errors import RunError
 from jdistill.fitting import Fitted, Setup, on_device, sample_of, steps_per_epoch
 from jdistill.machine import MACHINE
-from jdistill.method import Stage
 from jdistill.pytrees import as_leaves
-from jdistill.schedules import at_end
-from jdistill.stages import abstract_outputs, enter_stage, init_state, leave_stage
+from jdistill.reported import acting, reported
+from jdistill.stages import abstract_outputs, calibration_rows, enter_stage, init_state, leave_stage
 from jdistill.standing import DIVERGED, PRUNED, STOPPED, Diverged, Interrupted, Pruned, Standing
-from jdistill.train import TrainState, effective, epoch_order, epoch_orders, stored, take_jit, take_members, zero_totals
+from jdistill.train import TrainState, epoch_order, epoch_orders, take_jit, take_members, zero_totals
 from jdistill.types import PyTree
 
 BLOCK_SECONDS = 1.0
@@ -189,10 +188,11 @@ class _Fit:
         outputs = self.shapes[index]
 
         def first() -> tuple[PyTree, PyTree]:
-            begun = init_state(setup.parts, self.members[i].keys.init, self.sample)
+            begun = setup.begin(init_state(setup.parts, self.members[i].keys.init, self.sample))
             return begun.params["student"], begun.model_state["student"]
 
-        return enter_stage(setup.parts, stage, state, key, self.sample, frozen, setup.data["label"], outputs, first)
+        rows = partial(calibration_rows, setup.parts, setup.data["inputs"], self.sample)
+        return enter_stage(setup.parts, stage, state, key, self.sample, frozen, setup.data["label"], outputs, first, rows)
 
     def _enter(self, index: int) -> None:
         states = [self.setup.layout.get(self.state)]
@@ -239,6 +239,9 @@ class _Fit:
         if self.setup.stacked:  # of every member, also of those that left
             return stacking.members(reported, self._places())
         return jax.tree.map(jnp.copy, reported)  # the state's own buffers are donated to the step
+
+    def _reported(self) -> PyTree:
+        return self.setup.layout.get(reported(self.stage, self.state, self.setup.stacked))
 
     def _places(self) -> np.ndarray:
         """The row of the state in which each member is; 0 for those that left."""
@@ -317,7 +320,7 @@ class _Fit:
         evaluated, found = None, None
         if self.setup.evaluate is not None and (last or self.cursor.epoch % self.setup.evaluate_every == 0):
             with MACHINE.busy():
-                evaluated = self._variables()
+                evaluated = self.setup.layout.get(acting(self.stage, self.state, self.setup.stacked))
                 found = self.setup.evaluate(*evaluated)
         improved = np.zeros(len(self.members), bool)
         for slot, i in enumerate(self.standing.slots):
@@ -368,23 +371,6 @@ class _Fit:
         else:
             self.kept = stacking.where(improved, stacking.members(reported, self._places()), self.kept)
 
-    def _variables(self) -> tuple[PyTree, PyTree]:
-        """The networks as they act now, of a population stacked by row of the state.
-
-        What a schedule moves is where it comes to, so that what is evaluated is what would be deployed.
-        """
-        params, stage = self.state.params["student"], self.stage
-        if stage.compressors or stage.tuning is not None:
-            params = _acting[self.setup.stacked](at_end(stage), self.state.params, self.state.compressor_state)
-        return self.setup.layout.get((params, self.state.model_state["student"]))
-
-    def _reported(self) -> tuple[PyTree, PyTree, PyTree]:
-        """The students as they are stored now, with what their compressors hold."""
-        params, stage = self.state.params["student"], self.stage
-        if stage.tuning is not None:
-            params = _stored[self.setup.stacked](stage, self.state.params)
-        return self.setup.layout.get((params, self.state.model_state["student"], self.state.compressor_state))
-
     # -- checkpoints
 
     def _maybe_save(self, epoch_ended: bool = False) -> None:
@@ -411,11 +397,3 @@ class _Fit:
         carry = self._carry(self.state, self.standing, self.kept)
         self.setup.checkpoints.save(self.cursor.stage, step, carry, self._width())
         self.saved_at, self.saved_step = time.monotonic(), step
-
-
-def _act(stage: Stage, params: PyTree, compressor_state: PyTree) -> PyTree:
-    """The student's parameters as they act."""
-    return effective(stage, params, compressor_state)["student"]
-
-
-_acting, _stored = ((jax.jit(form), jax.jit(jax.vmap(form))) for form in (_act, stored))

@@ -80,6 +80,7 @@ class Setup:
       select: metric of `evaluate` whose largest value picks the reported epoch, or None for the last epoch.
       patience: epochs of the last stage without a better value of `primary`, after which a member ends; 0 for never.
       judge: `(member, epoch, held-out metrics)` -> why it is hopeless, or None.
+      begin: what else happens to a state as it was initialised (weights taken over from a teacher).
       observed: names that `parts.observe` gives.
       last_checkpoint: write one when training is over, for what comes after it.
       multiple: the number of rows in a population's state stays a multiple of it.
@@ -94,6 +95,7 @@ class Setup:
     checkpoints: Checkpoints | None
     policy: CheckpointPolicy
     observed: tuple[str, ...]
+    begin: Callable[[TrainState], TrainState] = lambda state: state
     layout: Layout = dataclasses.field(default_factory=Single)
     stacked: bool = False
     evaluate: Callable[[PyTree, PyTree], Callable[[int], dict[str, float]]] | None = None

@@ -286,14 +286,10 @@ class _Training:
     def _setup(self, teachers: dict[str, Teacher]) -> Any:
         blueprint, seeds = self.blueprint, [b.config["seed"] for b in self.blueprints]
         plain = blueprint.parts({})
-        initials = [initial_state(blueprint, plain, seed) for seed in seeds]
+        begin = partial(_begun, blueprint, self.inherited, next(iter(teachers.values()), None))
+        initials = [begin(initial_state(blueprint, plain, seed)) for seed in seeds]
         targets: dict[str, Target] = {name: teacher.target for name, teacher in teachers.items()}
         frozen: dict[str, PyTree] = {name: teacher.arrays for name, teacher in teachers.items()}
-        if self.inherited is not None:
-            initials = [_inheriting(state, self.inherited) for state in initials]
-        if teachers:
-            first = next(iter(teachers.values()))
-            initials = [_adopting(blueprint, state, first) for state in initials]
         if blueprint.loss.reads_initial:
             targets["initial"] = Live(blueprint.student)
             copies = [jax.tree.map(jnp.copy, (s.params["student"], s.model_state["student"])) for s in initials]
@@ -310,7 +306,7 @@ class _Training:
         return training(
             blueprint, tuple(members), blueprint.parts(targets), frozen, Checkpoints(folder / "checkpoints"),
             stacked=self.stacked, selecting=True, stop=self.stop, progress=self.progress,
-            judge=None if judge is None else partial(_judged, judge, numbers),
+            begin=begin, judge=None if judge is None else partial(_judged, judge, numbers),
             rankings={name: teacher.ranking for name, teacher in teachers.items() if teacher.ranking is not None},
         )  # fmt: skip
 
@@ -371,6 +367,12 @@ def _teachers(blueprint: Blueprint, stop: Stop, progress: Progress) -> dict[str,
         )
         for name, frozen in blueprint.teachers.items()
     }  # fmt: skip
+
+
+def _begun(blueprint: Blueprint, inherited: PyTree, teacher: Teacher | None, initial: TrainState) -> TrainState:
+    """The initial state, with what the student takes over: parameters of the same name and shape, its network's own part."""
+    initial = initial if inherited is None else _inheriting(initial, inherited)
+    return initial if teacher is None else _adopting(blueprint, initial, teacher)
 
 
 def _adopting(blueprint: Blueprint, initial: TrainState, teacher: Teacher) -> TrainState:

@@ -8,10 +8,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jdistill import schedules
-from jdistill.compress.base import Stored, apply_all, enter
+from jdistill.compress.base import Stored, Subject, apply_all, enter
+from jdistill.errors import UsageError
 from jdistill.method import Stage
 from jdistill.pytrees import Carried
 from jdistill.teachers.targets import ReadFeatures
@@ -80,12 +82,14 @@ def leave_stage(stage: Stage, state: TrainState) -> TrainState:
 def enter_stage(
     parts: Parts, stage: Stage, state: TrainState, key: Array, sample: Batch, frozen: PyTree, label: Array,
     outputs: dict[str, Outputs] | None = None, first: Callable[[], tuple[PyTree, PyTree]] | None = None,
+    rows: Callable[[int], PyTree] | None = None,
 ) -> TrainState:  # fmt: skip
     """The state with which a stage begins: what its losses, tuning and compressors hold is made, optimizer state fresh.
 
     Parameters and states of the previous stage's losses are kept for terms of the same name. `label` [N] int32 holds the
     training labels. `outputs` are the shapes that `abstract_outputs` gives, where the caller has them already. `first` gives
-    the student's parameters and running statistics before any training.
+    the student's parameters and running statistics before any training, `rows` preprocessed training inputs (`Subject`);
+    by default these are zeros.
     """
     steps, stage = stage.compressors, schedules.at_start(stage)
     params, model_state = dict(state.params), dict(state.model_state)
@@ -100,10 +104,12 @@ def enter_stage(
             model_state["loss"].get(term.name) or term.loss.init_state(jax.random.fold_in(own, 0), *pair, label),
         )
     params["loss"], model_state["loss"] = ({name: pair[i] for name, pair in losses.items()} for i in (0, 1))
+    inputs, rows = prepared(parts, sample)["inputs"], rows or partial(calibration_rows, parts, None, sample)
     student = Stored(params["student"], state.compressor_state)
     for i in range(len(student.states), len(steps)):
         begun = first() if first is not None and steps[i].rewinds else None
-        student = enter(steps[: i + 1], student, jax.random.fold_in(key, 2000 + i), begun and begun[0])
+        subject = Subject(parts.learners[0].model, inputs, model_state["student"], rows)
+        student = enter(steps[: i + 1], student, jax.random.fold_in(key, 2000 + i), begun and begun[0], subject)
         if begun is not None:
             model_state["student"] = begun[1]
     params["student"] = student.params
@@ -117,6 +123,23 @@ def enter_stage(
         opt_state=stage.optim.init(trained(stage, params)),
         compressor_state=student.states,
     )
+
+
+def calibration_rows(parts: Parts, inputs: Any, sample: Batch, count: int) -> PyTree:
+    """`count` preprocessed training inputs, evenly spaced over `inputs` [N, ...]; zeros of their shape where that is None.
+
+    Raises:
+      UsageError: the task makes requests, which differ in every step.
+    """
+    if parts.sampler is not None:
+        raise UsageError(
+            "compression: activations=static is calibrated on rows of inputs, and this task makes requests; "
+            "use activations=dynamic"
+        )
+    if inputs is None:
+        return jax.tree.map(lambda x: jnp.zeros((count, *x.shape[1:]), x.dtype), prepared(parts, sample)["inputs"])
+    rows = np.linspace(0, len(inputs) - 1, min(count, len(inputs))).astype(int)
+    return jax.jit(parts.preprocess)(inputs[rows])
 
 
 def abstract_outputs(parts: Parts, state: TrainState, sample: Batch, frozen: PyTree, stage: Stage) -> dict[str, Outputs]:

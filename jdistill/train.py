@@ -105,6 +105,9 @@ def make_step(parts: Parts) -> Callable[..., tuple[TrainState, dict[str, Array]]
         updated, opt_state = stage.optim.update(grads, state.opt_state, moved, clock)
         held = {t.name: t.loss.hold(moved["loss"][t.name], updated["loss"][t.name]) for t in stage.terms}
         params = {**state.params, **updated, "loss": held}
+        if stage.tuning is None and "student" in stage.trains:
+            for compressor, own in zip(stage.compressors, state.compressor_state, strict=True):
+                params["student"] = compressor.project(params["student"], own)
         model_state = {**state.model_state, **changed}
         for average in stage.averages:
             for tree in (params, model_state):

@@ -46,14 +46,16 @@ def training(
     stacked: bool = False,
     selecting: bool = False,
     judge: Any = None,
+    begin: Callable[[TrainState], TrainState] = lambda state: state,
     rankings: dict[str, Ranking] | None = None,
     stop: Stop = never,
     progress: Progress = silent,
 ) -> Setup:
     """The `Setup` that trains `members`, with the config's data and checkpoints.
 
-    `rankings` are those of the teachers that losses draw from. `selecting` follows the config's `report` and
-    `evaluate.patience`; a teacher is always the network after its last epoch.
+    `begin` is what else happened to the members' initial states. `rankings` are those of the teachers that losses draw
+    from. `selecting` follows the config's `report` and `evaluate.patience`; a teacher is always the network after its last
+    epoch.
     """
     dataset, layout, config = blueprint.dataset, blueprint.parallel, blueprint.config
     evaluated = "test" if selecting and config["report"] == "best_test" else config["evaluate"]["on"]
@@ -79,6 +81,7 @@ def training(
         checkpoints=checkpoints,
         policy=blueprint.policy,
         observed=task.observed,
+        begin=begin,
         layout=layout,
         stacked=stacked,
         evaluate=evaluate if len(getattr(dataset, evaluated)["label"]) else None,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jdistill.checkpoint import Checkpoints
-from jdistill.compress import MagnitudePrune
+from jdistill.compress import MagnitudePrune, apply_all
 from jdistill.errors import RunError, UsageError
 from jdistill.fit import fit_one as fit
 from jdistill.fitting import CheckpointPolicy, steps_per_epoch
@@ -209,14 +209,15 @@ def test_stages_follow_each_other(tmp_path):
 def test_masked_weights_stay_zero_through_recovery(tmp_path):
     own = tiny.method(compressor=MagnitudePrune(sparsity=0.5, recover_epochs=3), weight_decay=0.01)
     fitted = fit(setup(tmp_path, own))
-    (mask,) = fitted.state.compressor_state
+    (mask,) = fitted.states
+    effective = apply_all((MagnitudePrune(sparsity=0.5),), fitted.variables[0], fitted.states)
     for layer in ("fc1", "fc"):
-        kept, kernel = np.asarray(mask[layer]["kernel"]), np.asarray(fitted.variables[0][layer]["kernel"])
+        kept, kernel = np.asarray(mask[f"{layer}/kernel"]), np.asarray(effective[layer]["kernel"])
         assert (kept == 0).sum() == kept.size // 2 and np.all(kernel[kept == 0] == 0) and np.all(kernel[kept == 1] != 0)
     before = fit(setup(tmp_path / "before", tiny.method(weight_decay=0.01))).variables[0]["fc"]["kernel"]
     magnitude = np.abs(np.asarray(before))
-    np.testing.assert_array_equal(np.sort(magnitude[np.asarray(mask["fc"]["kernel"]) == 0]), np.sort(magnitude.ravel())[:9])
-    assert np.any(fitted.variables[0]["fc"]["kernel"] != before * mask["fc"]["kernel"])  # and the others went on
+    np.testing.assert_array_equal(np.sort(magnitude[np.asarray(mask["fc/kernel"]) == 0]), np.sort(magnitude.ravel())[:9])
+    assert np.any(effective["fc"]["kernel"] != before * mask["fc/kernel"])  # and the others went on
 
 
 def test_best_val_reports_the_first_of_the_best_epochs(tmp_path):

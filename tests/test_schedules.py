@@ -42,6 +42,7 @@ def form(kind, step, *, start, end, epochs, delay, total=EPOCHS):
     return {
         "constant": start,
         "linear": start + (end - start) * t,
+        "cubic": end + (start - end) * (1 - t) ** 3,
         "cosine": end + (start - end) * (1 + math.cos(math.pi * t)) / 2,
         "exponential": start * (end / start) ** t,
     }[kind]
@@ -94,10 +95,17 @@ def test_options(config, kind, first, last):
     np.testing.assert_allclose(loss.alpha(clock(1000)), last, rtol=1e-5)
 
 
+def test_at_the_end_a_schedule_is_the_number_it_comes_to():
+    tree = {"a": Schedule(kind="cubic", start=0.0, end=0.9), "b": Schedule(kind="constant", start=3.0), "c": 5.0}
+    assert schedules.at_end(tree) == {"a": 0.9, "b": 3.0, "c": 5.0}
+    late = schedules.at(tree, clock(10**6))
+    assert {name: pytest.approx(float(value)) for name, value in late.items()} == schedules.at_end(tree)
+
+
 def test_every_option_has_a_line_of_its_own():
     found = {name: option.summary for name, option in options("schedule").items()}
-    assert set(found) == {"constant", "linear", "cosine", "exponential", "warmup", "annealing"}
-    assert len(set(found.values())) == 6 and all(found.values())
+    assert set(found) == {"constant", "linear", "cubic", "cosine", "exponential", "warmup", "annealing"}
+    assert len(set(found.values())) == 7 and all(found.values())
 
 
 @pytest.mark.parametrize(
@@ -126,7 +134,7 @@ def test_bad_schedules(value, message):
 
 
 def test_an_unknown_kind_is_refused():
-    with pytest.raises(UsageError, match=r"^kind must be one of constant, linear, cosine, exponential, got 'sine'"):
+    with pytest.raises(UsageError, match=r"^kind must be one of constant, linear, cubic, cosine, exponential, got 'sine'"):
         Schedule(kind="sine")
 
 

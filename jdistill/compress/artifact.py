@@ -15,15 +15,23 @@ import jax
 import numpy as np
 
 from jdistill.checkpoint import first_line, write_atomically
-from jdistill.compress.base import Compressor, Quantized, Stored, leaf_name
+from jdistill.compress.base import Compressor, Quantized, Stored, decodes, leaf_name
 from jdistill.errors import RunError
 from jdistill.registry import build, options
-from jdistill.types import PyTree
+from jdistill.schedules import at_end
+from jdistill.types import Model, PyTree
 
 Tensors = dict[str, np.ndarray]
 
 
-def write_artifact(path: Path, steps: tuple[Compressor, ...], stored: Stored, running: PyTree, about: dict[str, Any]) -> int:
+def write_artifact(
+    path: Path,
+    steps: tuple[Compressor, ...],
+    stored: Stored,
+    running: PyTree,
+    about: dict[str, Any],
+    model: Model | None = None,
+) -> int:
     """Writes a student (see `compress.base.finished`) and its running statistics; returns the bytes of the file.
 
     `about` (JSON) travels in the file's header: what builds the network (`student`), and preprocessing constants. A student
@@ -33,15 +41,17 @@ def write_artifact(path: Path, steps: tuple[Compressor, ...], stored: Stored, ru
 
     forms: list[dict[str, Any]] = []
     tensors: Tensors = {}
+    steps = at_end(tuple(steps))
     for step, state in zip(steps, stored.states, strict=True):
-        smaller = step.shrink(about.get("student", {}), running, state)
+        seen = {"model": model} if step.reads_network else {}
+        smaller = step.shrink(about.get("student", {}), running, state, **seen)
         if smaller is not None:
             node, running = smaller
             about = {**about, "student": node}
-        elif type(step).decode is not Compressor.decode:
+        elif decodes(step) and type(step).settle is Compressor.settle:
             tensors |= _form_tensors(len(forms), state)
             forms.append(_described(step))
-    notes: dict[str, Any] = {"sparse": {}, "packed": {}}
+    notes: dict[str, Any] = {"sparse": {}, "packed": {}, "grouped": {}}
     for entry, leaf in jax.tree_util.tree_leaves_with_path({"params": stored.params, "state": running}):
         name = leaf_name(entry)
         value: np.ndarray | Quantized = np.asarray(leaf)
@@ -53,6 +63,8 @@ def write_artifact(path: Path, steps: tuple[Compressor, ...], stored: Stored, ru
             tensors[f"{name}#scale"] = np.asarray(value.scale)
             if value.offset is not None:
                 tensors[f"{name}#offset"] = np.asarray(value.offset)
+            if value.group:
+                notes["grouped"][name] = value.group
             value = value.values
         tensors[name] = np.asarray(value, order="C")
     for name in [name for name in tensors if "#" not in name or name.startswith("form")]:
@@ -187,20 +199,30 @@ def _dense(name: str, tensors: Tensors, about: dict[str, Any]) -> np.ndarray:
         dense[mask] = value
         value = dense.reshape(shape)
     if f"{name}#scale" in tensors:
-        value = value.astype(np.float32) * tensors[f"{name}#scale"].astype(np.float32)
+        scale = tensors[f"{name}#scale"].astype(np.float32)
+        if name in about["grouped"]:
+            scale = np.repeat(scale, about["grouped"][name], axis=0)[: value.size // scale.shape[-1]].reshape(value.shape)
+        value = value.astype(np.float32) * scale
     if f"{name}#offset" in tensors:
         value = value + tensors[f"{name}#offset"].astype(np.float32)
     return value
 
 
 def restore_structure(tree: PyTree, like: PyTree) -> PyTree:
-    """`tree` (nested dicts by path) in the structure of `like`, for networks whose parameters are not plain dicts."""
+    """`tree` (nested dicts by path) in the structure of `like`, for networks whose parameters are not plain dicts.
+
+    Entries beside the network's own, such as the ranges of activations, have names that begin with `#`; they stay.
+    """
     flat = {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
     paths, treedef = jax.tree_util.tree_flatten_with_path(like)
-    return jax.tree.unflatten(treedef, [flat[leaf_name(path)] for path, _ in paths])
+    found = jax.tree.unflatten(treedef, [flat[leaf_name(path)] for path, _ in paths])
+    beside = {name: own for name, own in tree.items() if name.startswith("#")}
+    return {**found, **beside} if beside else found
 
 
 def count_nonzero(params: PyTree) -> tuple[int, int]:
-    """(parameters, non-zero parameters)."""
+    """(parameters, non-zero parameters) of a network; entries beside its own do not count."""
+    if isinstance(params, dict):
+        params = {name: own for name, own in params.items() if not str(name).startswith("#")}
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
     return sum(leaf.size for leaf in leaves), sum(int(np.count_nonzero(leaf)) for leaf in leaves)

@@ -9,6 +9,7 @@ are the stored ones under all constraints, decoded from the latest form to the f
 import fnmatch
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -30,11 +31,30 @@ class Quantized(NamedTuple):
       values: integers; the file takes as many bits for each as their range needs: 4 for -7 to 7, 1 for 0 and 1.
       scale: float32 or float16, broadcasts against `values`.
       offset: like `scale`, or None for 0.
+      group: 0 where `scale` broadcasts. Otherwise `scale` is [groups, outputs], each row for so many consecutive inputs (all
+        axes but the last, taken as one; the last group may be smaller).
     """
 
     values: np.ndarray
     scale: np.ndarray
     offset: np.ndarray | None = None
+    group: int = 0
+
+
+class Subject(NamedTuple):
+    """The student that a step acts on, beside its parameters.
+
+    Attributes:
+      model: its network.
+      inputs: what the network's `init` takes; shapes are enough.
+      running: its running statistics.
+      rows: `(n) -> n preprocessed training inputs`, evenly spaced, or fewer where there are fewer.
+    """
+
+    model: Model
+    inputs: PyTree
+    running: PyTree
+    rows: Callable[[int], PyTree]
 
 
 class Compressor:
@@ -49,6 +69,15 @@ class Compressor:
 
     rewinds = False
     """Whether the student is trained again from its first values after this step."""
+
+    needs_training = False
+    """Whether it takes effect only in training that follows: a ramp, trained scores, weights that are taken back."""
+
+    reads_network = False
+    """Whether `init` and `shrink` take `model`, the student's network, and `init` its `inputs` (shapes are enough)."""
+
+    calibration: int = 0
+    """How many training inputs `calibrate` is given; 0 for a step that needs none."""
 
     def steps(self) -> "tuple[Compressor | Training, ...]":
         """What `compression=` this option stands for: itself alone, save for pipelines."""
@@ -67,6 +96,20 @@ class Compressor:
         del key, params
         return {}
 
+    def calibrate(self, model: Model, variables: tuple[PyTree, PyTree], inputs: PyTree, state: PyTree) -> PyTree:
+        """The step's state with what it takes from data; pure, works on shapes (`jax.eval_shape`) too, never called under jit.
+
+        Args:
+          model: the student as `adapt` made it.
+          variables: effective parameters under all steps so far, and running statistics.
+          inputs: [calibration, ...] preprocessed training inputs.
+
+        Raises:
+          RunError: the data tell nothing (a layer whose inputs never change), in one line.
+        """
+        del model, variables, inputs
+        return state
+
     def encode(self, params: PyTree, state: PyTree) -> PyTree:
         """The stored form of `params`; of those of them that this step stores otherwise."""
         del state
@@ -74,6 +117,11 @@ class Compressor:
 
     def constrain(self, params: PyTree, state: PyTree) -> PyTree:
         """Stored `params` under the step's constraint, differentiable with respect to them."""
+        del state
+        return params
+
+    def project(self, params: PyTree, state: PyTree) -> PyTree:
+        """Stored `params` after a step of the optimizer, of a constraint that must remember what it took (what it pruned)."""
         del state
         return params
 
@@ -86,6 +134,14 @@ class Compressor:
         """What an earlier step's `value` about the leaf `name` becomes when this step stores it; None drops it."""
         del name, state
         return value
+
+    def check(self, params: PyTree, state: PyTree) -> None:
+        """Raises `RunError`, one line, where constrained `params` (concrete) were damaged: a layer with nothing left."""
+
+    def settle(self, params: PyTree, state: PyTree) -> PyTree:
+        """Constrained stored `params` without what only training needed (scores, thresholds); such a step needs no decoding."""
+        del state
+        return params
 
     def finalize(self, name: str, value: np.ndarray | Quantized, state: PyTree) -> np.ndarray | Quantized:
         """How the constrained leaf called `name`, as earlier steps left it, is stored in the artifact."""
@@ -174,7 +230,14 @@ class Stored(NamedTuple):
     states: tuple[PyTree, ...] = ()
 
 
-def enter(steps: tuple[Compressor, ...], stored: Stored, key: Array, first: PyTree = None) -> Stored:
+def decodes(step: Compressor) -> bool:
+    """Whether a step stores parameters in another form."""
+    return type(step).decode is not Compressor.decode
+
+
+def enter(
+    steps: tuple[Compressor, ...], stored: Stored, key: Array, first: PyTree = None, subject: Subject | None = None
+) -> Stored:
     """The student as the last of `steps` takes it over from those before it.
 
     What the constraints of the earlier steps allow is all that the step sees, and where training goes on from.
@@ -182,16 +245,33 @@ def enter(steps: tuple[Compressor, ...], stored: Stored, key: Array, first: PyTr
     Args:
       key: the step's randomness.
       first: the student's parameters before any training, for a step that rewinds.
+      subject: for steps that read the network or data.
     """
     *before, step = schedules.at_end(tuple(steps))
     params = _constrained(tuple(before), stored.params, stored.states)
-    state = jax.jit(step.init)(key, params)
-    states = tuple(_kept(step, own, state) for own in stored.states)
+    seen = {"model": subject.model, "inputs": subject.inputs} if step.reads_network and subject is not None else {}
+    state = jax.jit(partial(step.init, **seen))(key, params)
+    # What an earlier form holds stays as it is: it is decoded after this one.
+    states = tuple(
+        own if decodes(earlier) else _kept(step, own, state) for earlier, own in zip(before, stored.states, strict=True)
+    )
     if step.rewinds and first is not None:
         params = first
         for earlier, own in zip(before, stored.states, strict=True):
             params = earlier.encode(params, own)
-    return Stored(step.encode(params, state), (*states, state))
+    return calibrated((*before, step), Stored(step.encode(params, state), (*states, state)), subject)
+
+
+def calibrated(steps: tuple[Compressor, ...], stored: Stored, subject: Subject | None) -> Stored:
+    """The student with what its steps take from data, for the parameters that it has now."""
+    if subject is None or not any(step.calibration for step in steps):
+        return stored
+    variables = apply_all(steps, stored.params, stored.states), subject.running
+    states = tuple(
+        step.calibrate(subject.model, variables, subject.rows(step.calibration), state) if step.calibration else state
+        for step, state in zip(steps, stored.states, strict=True)
+    )
+    return stored._replace(states=states)
 
 
 def _kept(step: Compressor, earlier: PyTree, state: PyTree) -> PyTree:
@@ -200,8 +280,18 @@ def _kept(step: Compressor, earlier: PyTree, state: PyTree) -> PyTree:
     return {name: value for name, value in held.items() if value is not None}
 
 
-def finished(steps: tuple[Compressor, ...], stored: Stored, key: Array) -> Stored:
-    """The student after those of `steps` that no stage has entered yet, under all constraints: as it is written."""
+def finished(steps: tuple[Compressor, ...], stored: Stored, key: Array, subject: Subject | None = None) -> Stored:
+    """The student after those of `steps` that no stage has entered yet, under all constraints: as it is written.
+
+    Raises:
+      RunError: a step left nothing of a layer, or data told it nothing.
+    """
+    steps = schedules.at_end(tuple(steps))
     for i in range(len(stored.states), len(steps)):
-        stored = enter(steps[: i + 1], stored, jax.random.fold_in(key, i))
-    return stored._replace(params=_constrained(schedules.at_end(tuple(steps)), stored.params, stored.states))
+        stored = enter(steps[: i + 1], stored, jax.random.fold_in(key, i), subject=subject)
+    params = _constrained(steps, stored.params, stored.states)
+    for step, state in zip(steps, stored.states, strict=True):
+        step.check(params, state)
+    for step, state in zip(steps, stored.states, strict=True):
+        params = step.settle(params, state)
+    return stored._replace(params=params)

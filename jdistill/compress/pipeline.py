@@ -79,4 +79,12 @@ def ordered(steps: "list[Compressor | Training] | tuple[Compressor | Training, .
         first = [Training("train")]
     elif steps[0].kind == "recover":
         raise UsageError("steps must begin with distill, train or a compression step, got recover; there is nothing to recover")
-    return (*first, *steps)
+    sequence = (*first, *steps)
+    for i, step in enumerate(sequence):
+        later = any(isinstance(other, Training) or other.recover_epochs for other in sequence[i + 1 :])
+        if isinstance(step, Compressor) and step.needs_training and not step.recover_epochs and not later:
+            raise UsageError(
+                f"recover_epochs=0 leaves {type(step).__name__} without training to act in; set recover_epochs, or let "
+                "training follow: compression.steps=[..., recover]"
+            )
+    return sequence

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jdistill.compress import Int8Weights, MagnitudePrune, apply_all
+from jdistill.compress import Int8Weights, MagnitudePrune, Quantized, Stored, apply_all, finished
 from jdistill.compress.artifact import count_nonzero, read_artifact, restore_structure, write_artifact
 from jdistill.errors import RunError
 from jdistill.models import MLP
@@ -21,15 +21,17 @@ STATE = {"batch_stats": {"norm": {"mean": np.arange(3.0, dtype=np.float32), "cou
 PRUNE, INT8 = MagnitudePrune(sparsity=0.5), Int8Weights()
 
 
+def stored(*compressors):
+    return finished(compressors, Stored(PARAMS), jax.random.key(1))
+
+
 def effective(*compressors):
-    params = PARAMS
-    for compressor in compressors:
-        params = apply_all((compressor,), params, (compressor.init(params),))
-    return jax.tree.map(np.asarray, params)
+    found = stored(*compressors)
+    return jax.tree.map(np.asarray, apply_all(compressors, found.params, found.states))
 
 
 def write(path, *compressors, about=None):
-    return write_artifact(path, compressors, effective(*compressors), STATE, about or {})
+    return write_artifact(path, compressors, stored(*compressors), STATE, about or {})
 
 
 CASES = {"dense": (), "pruned": (PRUNE,), "int8": (INT8,), "pruned int8": (PRUNE, INT8)}
@@ -54,10 +56,11 @@ def test_what_is_read_is_what_was_effective(compressors, tmp_path):
 def test_integers_in_the_file_are_the_compressors(tmp_path):
     from safetensors.numpy import load_file
 
-    write_artifact(tmp_path / "a", (INT8,), PARAMS, {}, {})
-    stored, expected = load_file(tmp_path / "a"), INT8.finalize("params/fc2/kernel", PARAMS["fc2"]["kernel"])
-    np.testing.assert_array_equal(stored["params/fc2/kernel"], expected.values)
-    np.testing.assert_array_equal(stored["params/fc2/kernel#scale"], expected.scale)
+    write_artifact(tmp_path / "a", (INT8,), stored(INT8), {}, {})
+    found, expected = load_file(tmp_path / "a"), INT8.finalize("fc2/kernel", PARAMS["fc2"]["kernel"], {})
+    np.testing.assert_array_equal(found["params/fc2/kernel"], expected.values)
+    np.testing.assert_allclose(found["params/fc2/kernel#scale"], expected.scale, rtol=3e-7)
+    expected = expected._replace(scale=found["params/fc2/kernel#scale"])
     params = read_artifact(tmp_path / "a")[0]
     np.testing.assert_array_equal(params["fc2"]["kernel"], expected.values.astype(np.float32) * expected.scale)
 
@@ -82,14 +85,14 @@ def test_the_same_network_gives_the_same_bytes(tmp_path):
 
 def test_scalars_and_other_types_keep_shape_and_type(tmp_path):
     params = {"s": np.float32(2), "z": np.float32(0), "i": np.arange(3, dtype=np.int32), "b": np.zeros((0, 2), np.float32)}
-    write_artifact(tmp_path / "a", (), params, {}, {})
+    write_artifact(tmp_path / "a", (), Stored(params), {}, {})
     assert_same_bits(read_artifact(tmp_path / "a")[0], params)
 
 
 def test_an_nnx_network_comes_back(tmp_path):
     model = from_nnx(build_nnx)
     params, state = model.init(jax.random.key(0), jnp.zeros((1, 6)))
-    write_artifact(tmp_path / "a", (), params, state, {})
+    write_artifact(tmp_path / "a", (), Stored(params), state, {})
     read = read_artifact(tmp_path / "a")
     again = [restore_structure(saved, like) for saved, like in zip(read[:2], (params, state), strict=True)]
     assert_same_bits(again, [params, state])
@@ -122,16 +125,15 @@ def test_a_truncated_file_is_an_error_of_one_line(compressors, keep, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_an_altered_header_or_mask_is_an_error(tmp_path):
+def test_one_altered_byte_anywhere_is_an_error(tmp_path):
     path = tmp_path / "a.safetensors"
-    write(path, PRUNE)
+    write(path, PRUNE, INT8, about={"preprocess": {"mean": [0.5]}})
     content = path.read_bytes()
     stop = 8 + int.from_bytes(content[:8], "little")
     mask = stop + tensor_offset(content[8:stop], "params/fc2/kernel#mask")
-    for place in (0, 9, stop - 1, mask):
-        path.write_bytes(content[:place] + bytes([content[place] ^ 0xFF]) + content[place + 1 :])
-        if place == mask and bin(content[place]).count("1") == 4:
-            continue  # as many ones as before
+    mean = content.index(b"0.5")
+    for place in (0, 9, mean + 2, stop - 1, mask, *range(stop, len(content), 97), len(content) - 1):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 0x01]) + content[place + 1 :])
         with pytest.raises(RunError, match="cannot be read") as error:
             read_artifact(path)
         assert "\n" not in str(error.value)
@@ -151,3 +153,24 @@ def test_foreign_and_missing_files_are_errors(tmp_path):
     for name in ("foreign", "text", "missing"):
         with pytest.raises(RunError, match=f"artifact .*{name} cannot be read"):
             read_artifact(tmp_path / name)
+
+
+@pytest.mark.parametrize(("values", "bits"), [((-7, 7), 4), ((0, 1), 1), ((-1, 1), 2), ((-127, 127), 8), ((5, 5), 1), ((-3, 4), 3)])
+def test_integers_take_as_many_bits_as_their_range_needs(values, bits, tmp_path):
+    """What a form holds, such as codes, and quantized leaves."""
+    low, high = values
+    integers = np.random.default_rng(0).integers(low, high + 1, size=(61, 33)).astype(np.int8)
+    integers[0, :2] = values
+    kernel = 0.1 * integers.astype(np.float32)
+
+    class Rounded(Int8Weights):
+        def finalize(self, name, value, state):
+            return Quantized(integers, np.full((1, 1), 0.1, np.float16), np.full((1, 1), 0.25, np.float32))
+
+    size = write_artifact(tmp_path / "a", (Rounded(),), Stored({"kernel": kernel}, ({},)), {}, {})
+    header = 8 + int.from_bytes((tmp_path / "a").read_bytes()[:8], "little")
+    zeros = np.mean(integers == 0)
+    full = integers.size * bits / 8
+    assert size - header <= min(full, (1 + (1 - zeros) * bits) * integers.size / 8) + 8 + 6
+    found = read_artifact(tmp_path / "a")[0]["kernel"]
+    np.testing.assert_array_equal(found, integers.astype(np.float32) * np.float32(np.float16(0.1)) + np.float32(0.25))

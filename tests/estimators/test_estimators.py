@@ -12,7 +12,7 @@ from sklearn.svm import LinearSVC
 from sklearn.tree import DecisionTreeRegressor
 from threadpoolctl import threadpool_limits
 
-from jdistill.compress import Int8Weights
+from jdistill.compress import Int8Weights, Stored
 from jdistill.compress.artifact import read_artifact, restore_structure, write_artifact
 from jdistill.data.base import Schema
 from jdistill.errors import RunError, UsageError
@@ -220,7 +220,7 @@ def test_artifact_holds_all(estimator, k, tmp_path):
     x, soft, _ = data("random")
     soft = soft[:, :k] / soft[:, :k].sum(1, keepdims=True)
     params, model = estimator.fit(x, soft, 0), estimator.model(k)
-    size = write_artifact(tmp_path / "a", (), params, {}, {"student": "x"})
+    size = write_artifact(tmp_path / "a", (), Stored(params), {}, {"student": "x"})
     saved, state, _ = read_artifact(tmp_path / "a")
     like = model.init(jax.random.key(0), jax.ShapeDtypeStruct((2, 5), jnp.float32))
     back = restore_structure(saved, like[0])
