@@ -122,11 +122,11 @@ class Blueprint:
         wanted: tuple[Stage, ...] = (Stage(name="task", terms=(self.setting.task,), optim=self.optim),)
         if training.kind == "distill":
             wanted = self.scheme.stages(self.setting)
+        if training.epochs is not None:  # a scheme's earlier stages have lengths of their own
+            wanted = (*wanted[:-1], wanted[-1].with_epochs(training.epochs))
         stages: list[Stage] = []
         for stage in wanted:
             stage = dataclasses.replace(stage, compressors=acting)
-            if training.epochs is not None:
-                stage = stage.with_epochs(training.epochs)
             if transfer != Rows():
                 stage = dataclasses.replace(stage, rows=transfer.within(stage.rows))
             stages += [*preparing(stage, [*before, *stages]), stage]
