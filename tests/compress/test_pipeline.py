@@ -115,5 +115,3 @@ def test_steps_without_training_are_taken_when_the_student_is_written():
     assert len(found.states) == 2
     once = finished((PRUNE, INT8), enter((PRUNE,), Stored(PARAMS), jax.random.fold_in(key, 0)), key)
     jax.tree.map(np.testing.assert_array_equal, found, once)
-    jitted = jax.jit(lambda params: finished((PRUNE, INT8), Stored(params), key).params)(PARAMS)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), jitted, found.params)
