@@ -138,10 +138,12 @@ class Compressor:
     def check(self, params: PyTree, state: PyTree) -> None:
         """Raises `RunError`, one line, where constrained `params` (concrete) were damaged: a layer with nothing left."""
 
-    def settle(self, params: PyTree, state: PyTree) -> PyTree:
-        """Constrained stored `params` without what only training needed (scores, thresholds); such a step needs no decoding."""
-        del state
-        return params
+    def settle(self, params: PyTree, state: PyTree) -> tuple[PyTree, PyTree]:
+        """Constrained stored `params` without what only the step's own training needed (scores, thresholds), and the state.
+
+        Called once the next step takes over, and when the student is written. Such a step needs no decoding afterwards.
+        """
+        return params, state
 
     def finalize(self, name: str, value: np.ndarray | Quantized, state: PyTree) -> np.ndarray | Quantized:
         """How the constrained leaf called `name`, as earlier steps left it, is stored in the artifact."""
@@ -231,8 +233,17 @@ class Stored(NamedTuple):
 
 
 def decodes(step: Compressor) -> bool:
-    """Whether a step stores parameters in another form."""
-    return type(step).decode is not Compressor.decode
+    """Whether a step stores parameters in another form, also once the next step takes over."""
+    return type(step).decode is not Compressor.decode and type(step).settle is Compressor.settle
+
+
+def _settled(steps: tuple[Compressor, ...], params: PyTree, states: tuple[PyTree, ...]) -> tuple[PyTree, tuple[PyTree, ...]]:
+    """Constrained `params` and the steps' states with nothing left of what only their own training needed."""
+    after = []
+    for step, state in zip(steps, states, strict=True):
+        params, state = step.settle(params, state)
+        after.append(state)
+    return params, tuple(after)
 
 
 def enter(
@@ -248,16 +259,14 @@ def enter(
       subject: for steps that read the network or data.
     """
     *before, step = schedules.at_end(tuple(steps))
-    params = _constrained(tuple(before), stored.params, stored.states)
+    params, held = _settled(tuple(before), _constrained(tuple(before), stored.params, stored.states), stored.states)
     seen = {"model": subject.model, "inputs": subject.inputs} if step.reads_network and subject is not None else {}
     state = jax.jit(partial(step.init, **seen))(key, params)
     # What an earlier form holds stays as it is: it is decoded after this one.
-    states = tuple(
-        own if decodes(earlier) else _kept(step, own, state) for earlier, own in zip(before, stored.states, strict=True)
-    )
+    states = tuple(own if decodes(earlier) else _kept(step, own, state) for earlier, own in zip(before, held, strict=True))
     if step.rewinds and first is not None:
         params = first
-        for earlier, own in zip(before, stored.states, strict=True):
+        for earlier, own in zip(before, held, strict=True):
             params = earlier.encode(params, own)
     return calibrated((*before, step), Stored(step.encode(params, state), (*states, state)), subject)
 
@@ -292,6 +301,4 @@ def finished(steps: tuple[Compressor, ...], stored: Stored, key: Array, subject:
     params = _constrained(steps, stored.params, stored.states)
     for step, state in zip(steps, stored.states, strict=True):
         step.check(params, state)
-    for step, state in zip(steps, stored.states, strict=True):
-        params = step.settle(params, state)
-    return stored._replace(params=params)
+    return Stored(*_settled(steps, params, stored.states))
