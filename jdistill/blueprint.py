@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 
 from jdistill import config as configs
 from jdistill import distributed, rows, schedules
-from jdistill.compress.base import Compressor, Training
+from jdistill.compress.base import Compressor, Stored, Subject, Training, enter
 from jdistill.compress.pipeline import ordered
 from jdistill.data import Dataset, load_dataset
 from jdistill.errors import UsageError
@@ -30,11 +31,11 @@ from jdistill.registry import number
 from jdistill.sampling import Lists, Ranking
 from jdistill.schemes import Scheme, Setting
 from jdistill.schemes.base import preparing
-from jdistill.stages import abstract, enter_stage, features_read, init_state, leave_stage, prepared
+from jdistill.stages import abstract, calibration_rows, enter_stage, features_read, init_state, leave_stage, prepared
 from jdistill.tasks import Regression, Task
 from jdistill.teachers.given import given_logits
 from jdistill.teachers.targets import Live, Lookup, Target
-from jdistill.train import Learner, Parts
+from jdistill.train import Learner, Parts, TrainState
 from jdistill.types import Model, Outputs
 
 
@@ -303,7 +304,7 @@ def features_wanted(blueprint: Blueprint) -> dict[str, frozenset[str]]:
     except UsageError as error:
         own = str(error).split(" ")[0] in blueprint.config["scheme"]
         raise UsageError(f"scheme.{error}" if own else str(error)) from error
-    return _checked(Carried(blueprint), group)
+    return _checked(Carried(blueprint), (group, structure_key(blueprint.compressors)))
 
 
 @functools.lru_cache(maxsize=512)
@@ -316,6 +317,8 @@ def _checked(carried: Carried, group: tuple[Any, ...]) -> dict[str, frozenset[st
     try:
         return _trace(blueprint)
     except UsageError as error:
+        if str(error).startswith("compression"):
+            raise
         own = str(error).split(" ")[0] in blueprint.config["loss"]
         raise UsageError(f"loss.{error}" if own else f"loss={blueprint.config['loss']['name']}: {error}") from error
 
@@ -339,7 +342,20 @@ def _trace(blueprint: Blueprint) -> dict[str, frozenset[str]]:
         for name, read in features_read(parts, stage, state, frozen, sample).items():
             names.setdefault(name, set()).update(read)
         before = stage
+    if blueprint.estimator is None:
+        jax.eval_shape(partial(_last_steps, blueprint), state)
     return {name: frozenset(read) for name, read in names.items()}
+
+
+def _last_steps(blueprint: Blueprint, state: TrainState) -> Stored:
+    """The student after the steps that nothing is trained under: traced, for what they refuse."""
+    steps, parts, sample = blueprint.compressors, blueprint.parts({}), sample_of(blueprint.arrays())
+    rows = partial(calibration_rows, parts, None, sample)
+    subject = Subject(blueprint.student, blueprint.inputs, state.model_state["student"], rows)
+    student = Stored(state.params["student"], state.compressor_state)
+    for i in range(len(student.states), len(steps)):
+        student = enter(steps[: i + 1], student, jax.random.key(0), subject=subject)
+    return student
 
 
 def _abstract_tables(blueprint: Blueprint) -> dict[str, Any]:

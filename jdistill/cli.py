@@ -18,6 +18,8 @@ jdistill: which way of distilling and compressing this teacher into that student
   jdistill table SWEEP ...         the table of one or more sweep or run folders (jdistill table --help)
   jdistill ranks SWEEP ...         average ranks over seeds and a critical-difference diagram (jdistill ranks --help)
   jdistill status SWEEP            what of a sweep is done, failed, left (--watch: again and again)
+  jdistill export RUN --to RUNTIME its student for stablehlo, onnx or litert, checked against JAX (jdistill export --help)
+  jdistill latency RUN ...         runs and exported models, timed in turns in one process (jdistill latency --help)
   jdistill list WHAT               losses, models, teachers, data, compression, schemes, experiments, ... (one a line)
   jdistill check-loss NAME [K=V]   whether a loss, perhaps your own, does what every loss must (--all: each of them)
 
@@ -38,7 +40,7 @@ A run's folder is named after its config: the same command continues a stopped r
 Exit codes: 0 done, 1 a run failed, 2 the request is wrong, 130/143 interrupted (a checkpoint was written).
 """
 
-SUBCOMMANDS = ("table", "ranks", "plan", "status", "list", "check-loss")
+SUBCOMMANDS = ("table", "ranks", "plan", "status", "export", "latency", "list", "check-loss")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -83,7 +85,7 @@ def dispatch(arguments: list[str]) -> int:
         return 0
     if first == "plan":
         return hydra(["-m", *[a for a in arguments[1:] if a not in ("-m", "--multirun")], "hydra.launcher.plan=true"])
-    if first in ("table", "ranks", "status"):
+    if first in ("table", "ranks", "status", "export", "latency"):
         from jdistill import commands
 
         return getattr(commands, first)(arguments[1:])
@@ -206,7 +208,9 @@ def _groups(arguments: list[str]) -> str:
         " rd cd rrd ir_rrd de de_rrd entity_hint ftd htd unkd bd",
         "scheme": "offline two_stage fine_tune multi_teacher assistant online joint self semi continual",
         "task": "classification binary click regression recommend next_item ranking",
-        "compression": "none prune int8",
+        "compression": "none pipeline prune nm_prune movement_prune soft_threshold lottery structured int8 int4 qat binary"
+        " ternary mixed_precision activations low_rank weight_sharing hash_embedding qr_embedding pq_embedding row_int8"
+        " row_int4 embedding_rows embedding_dims",
         "parallel": "auto single data pmap members",
         "optim": "adam adamw sgd",
         "tracker": "jsonl tensorboard wandb mlflow",

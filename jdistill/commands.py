@@ -1,4 +1,4 @@
-"""The sub-commands that read results: `table`, `ranks` and `status`. Nothing here imports JAX."""
+"""The sub-commands on results: `table`, `ranks`, `status`, `export`, `latency`. Nothing imports JAX before it is needed."""
 
 import argparse
 import contextlib
@@ -35,9 +35,11 @@ def table(arguments: list[str]) -> int:
     parser.add_argument("--test", default="t", help="t, permutation or wilcoxon; paired over seeds (default: %(default)s)")
     parser.add_argument("--correction", default="holm", help="holm, bonferroni, bh or none (default: %(default)s)")
     parser.add_argument("--format", default="text", help="text, markdown, latex or csv (default: %(default)s)")
+    parser.add_argument("--budget", help="mark rows beyond it: bytes=20000,nonzero=...,flops=...,latency_ms=...")
     parser.add_argument("--bold", action="store_true", help="best value of each column in bold")
     parser.add_argument("--out", type=Path, help="write the table to this file")
     parser.add_argument("--figure", type=Path, help="also write accuracy against bytes to this .png, .pdf or .svg")
+    parser.add_argument("--x", default="size.bytes", help="what --figure shows accuracy against: bytes, flops, latency_1, ...")
     parser.add_argument("--curves", type=Path, help="also write learning curves to this file")
     given = parser.parse_args(arguments)
 
@@ -47,6 +49,7 @@ def table(arguments: list[str]) -> int:
     made = make_table(
         frame, by=_words(given.by), baseline=None if given.baseline == "none" else given.baseline, metric=given.metric,
         metrics=_words(given.metrics) or (), columns=_words(given.columns), test=given.test, correction=given.correction,
+        budget=given.budget,
     )  # fmt: skip
     text = render(made, format=given.format, bold=given.bold)
     if given.out:
@@ -56,7 +59,7 @@ def table(arguments: list[str]) -> int:
     else:
         print(text)
     if given.figure:
-        print(*scatter_figure(frame, by=_words(given.by), path=given.figure), sep="\n")
+        print(*scatter_figure(frame, by=_words(given.by), path=given.figure, x=given.x), sep="\n")
     if given.curves:
         print(*curves_figure(frame, by=_words(given.by), path=given.curves), sep="\n")
     return 0
@@ -114,6 +117,61 @@ def status(arguments: list[str]) -> int:
     else:
         with contextlib.suppress(KeyboardInterrupt):  # the usual way to stop looking
             watch(given.sweep, given.watch)
+    return 0
+
+
+def export(arguments: list[str]) -> int:
+    """`jdistill export RUN --to RUNTIME` and `jdistill export --check FOLDER`."""
+    parser = _Parser(
+        prog="jdistill export",
+        description="A finished run's student as a file for another runtime, with a model card, checked against JAX.",
+    )
+    parser.add_argument("run", nargs="?", type=Path, metavar="RUN", help="the folder of a finished run")
+    parser.add_argument("--to", metavar="RUNTIME", help="stablehlo, onnx or litert")
+    parser.add_argument("--int8", default="none", help="none, dynamic or static, for onnx and litert (default: %(default)s)")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where it goes (default: RUN/export/RUNTIME)")
+    parser.add_argument("--batch", default="1,256", help="batch sizes that are checked (default: %(default)s)")
+    parser.add_argument("--check", type=Path, metavar="FOLDER", help="only check that an exported folder is as it was written")
+    given = parser.parse_args(arguments)
+    if (given.run is None) == (given.check is None) or (given.run is not None and given.to is None):
+        raise UsageError("jdistill export takes RUN --to stablehlo|onnx|litert, or --check FOLDER")
+
+    from jdistill import export as exporting
+
+    if given.check is not None:
+        card = exporting.read_card(given.check)
+        print(f"{given.check}: {', '.join(card['files'])} for {card['runtime']}, unchanged")
+        return 0
+    batches = [int(word) if word.isdecimal() else 0 for word in _words(given.batch) or []]
+    folder = exporting.export(given.run, given.to, int8=given.int8, out=given.out, batches=batches)
+    print(f"exported to {folder} (MODEL_CARD.md says what it is)")
+    return 0
+
+
+def latency(arguments: list[str]) -> int:
+    """`jdistill latency RUN ...`."""
+    parser = _Parser(
+        prog="jdistill latency",
+        description="Finished runs and exported models, timed in turns in one process: percentiles, times over the first's.",
+    )
+    parser.add_argument("paths", nargs="+", type=Path, metavar="RUN", help="folders of finished runs, or of exported models")
+    parser.add_argument("--batch", default="1,256", help="comma-separated batch sizes (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=200, help="counted calls of each model (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=10, help="turns they are divided into (default: %(default)s)")
+    parser.add_argument(
+        "--runtime",
+        default="jax",
+        help="what runs are timed in: jax, or folders of RUN/export, such as jax,onnx (default: jax)",
+    )
+    parser.add_argument(
+        "--out", type=Path, action="append", default=[], help="also write a .md, .csv, .tex, .txt or .json; repeatable"
+    )
+    given = parser.parse_args(arguments)
+
+    from jdistill.measure.command import compare
+
+    batches = [int(word) if word.isdecimal() else 0 for word in _words(given.batch) or []]
+    print(compare(given.paths, batches, given.repeats, given.rounds, _words(given.runtime) or ["jax"], given.out))
     return 0
 
 

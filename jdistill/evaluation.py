@@ -14,7 +14,7 @@ from jdistill.compress.artifact import count_nonzero, read_artifact, restore_str
 from jdistill.compress.base import Stored, Subject, finished
 from jdistill.fitting import Fitted, sample_of
 from jdistill.machine import MACHINE
-from jdistill.measure import latency
+from jdistill.measure import BATCHES, latency, memory_bytes, operations
 from jdistill.stages import calibration_rows
 from jdistill.tasks import Task
 from jdistill.tasks.base import Answer
@@ -71,8 +71,18 @@ def deploy(blueprint: Blueprint, fitted: Fitted, reference: Answer | None, folde
     measured = {
         "metrics": results,
         "size": {"parameters": parameters, "nonzero": nonzero, "bytes": size, "sha256": _sha256(path)},
+        "cost": _cost(blueprint, model, variables),
     }
     return Deployed(measured, variables, model)
+
+
+def _cost(blueprint: Blueprint, model: Model, variables: tuple[PyTree, PyTree]) -> dict[str, int | None]:
+    """Operations of one example; and the memory of the largest batch, where the programs are compiled to be timed anyway."""
+    given = model, blueprint.dataset.preprocess, variables, blueprint.dataset.test["inputs"]
+    found = operations(*given)
+    if blueprint.config["evaluate"]["latency"]:
+        found["memory_bytes"] = memory_bytes(*given, max(BATCHES))
+    return found
 
 
 def _of_group(name: str, classes: Sequence[int], logits: np.ndarray, label: np.ndarray) -> dict[str, float]:

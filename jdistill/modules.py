@@ -5,7 +5,7 @@ A module's call returns `(logits, features)`; a Linen module takes `(inputs, tra
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ from flax import linen as nn
 from flax import nnx
 
 from jdistill.errors import UsageError
-from jdistill.types import Model, Outputs, Tables
+from jdistill.types import Model, Outputs, Tables, Widths
 
 
 def from_linen(module: nn.Module) -> Model:
@@ -23,6 +23,10 @@ def from_linen(module: nn.Module) -> Model:
     `inputs` are an array [B, ...] or a pytree of arrays, such as a request to a recommender (see `Batch`).
     Equal modules give the same functions, so that programs compiled for one run serve the next. A recommender may name
     its `embedding_tables`, the `Rows` of `Tables`; its field `schema` then says how many rows they have.
+
+    A network whose units can be removed has a property `removable`: field -> its present value, a number of units or a
+    tuple of such, with what None stands for filled in; an entry that is a tuple itself lists which units there are. Its
+    `streams` are tuples of names (see `Widths`), each the entries that residual connections force to be equal.
     """
     return _from_linen(module)
 
@@ -51,7 +55,49 @@ def _from_linen(module: nn.Module) -> Model:
         return from_linen(module.clone(schema=dataclasses.replace(module.schema, users=users, items=items)))
 
     ids = tuple(getattr(module, "embedding_tables", ()))
-    return Model(init, apply, _head, Tables(ids, sized) if ids else None)
+    return Model(init, apply, _head, Tables(ids, sized) if ids else None, _widths(module))
+
+
+def _widths(module: nn.Module) -> Widths | None:
+    """The removable widths that a module declares."""
+    fields: dict[str, Any] = getattr(module, "removable", {})
+    together = {names[0]: names for names in getattr(module, "streams", ())}
+    follow = {name for names in together.values() for name in names[1:]}
+    units: dict[str, Any] = {}
+    for field, value in fields.items():
+        units |= {f"{field}.{i}": entry for i, entry in enumerate(value)} if isinstance(value, tuple) else {field: value}
+    if not units:
+        return None
+
+    def changed(kept: dict[str, Sequence[int]]) -> dict[str, Any]:
+        entries = {name: list(entry) if isinstance(entry, tuple) else entry for name, entry in units.items()}
+        for name, chosen in kept.items():
+            for same in together.get(name, (name,)):
+                old = units[same]
+                listed = isinstance(old, tuple)
+                entries[same] = [old[i % len(old)] for i in chosen] if listed else len(chosen)
+        return {
+            field: [entries[f"{field}.{i}"] for i in range(len(value))] if isinstance(value, tuple) else entries[field]
+            for field, value in fields.items()
+        }
+
+    def resized(sizes: dict[str, int]) -> Model:
+        fields = changed({name: range(size) for name, size in sizes.items()})
+        return from_linen(module.clone(**{field: _hashable(value) for field, value in fields.items()}))
+
+    own = {name: entry for name, entry in units.items() if name not in follow}
+    return Widths(
+        sizes=tuple((name, len(entry) if isinstance(entry, tuple) else entry) for name, entry in own.items()),
+        streams=frozenset(together),
+        indexed=frozenset(name for name, entry in own.items() if isinstance(entry, tuple)),
+        changed=changed,
+        resized=resized,
+    )
+
+
+def _hashable(value: Any) -> Any:
+    """Lists as tuples."""
+    return tuple(map(_hashable, value)) if isinstance(value, list) else value
 
 
 def _head(params, embedding):

@@ -87,7 +87,8 @@ def without_columns(model: Model, columns: tuple[int, ...]) -> Model:
     def apply(params: Any, state: Any, inputs: Any, **mode: Any) -> Any:
         return model.apply(params, state, rest(inputs), **mode)
 
-    return Model(init, apply, model.head)
+    widths = model.widths and model.widths._replace(resized=lambda sizes: without_columns(model.widths.resized(sizes), columns))
+    return Model(init, apply, model.head, widths=widths)
 
 
 def has_network(node: dict[str, Any]) -> bool:

@@ -1,6 +1,6 @@
 """The contracts everything else is written against."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from jax import Array
@@ -68,6 +68,25 @@ class Tables(NamedTuple):
     sized: "Callable[[int, int], Model]"
 
 
+class Widths(NamedTuple):
+    """The widths of a network of which units can be removed: neurons, channels, heads.
+
+    Attributes:
+      sizes: (name, units) of each, a name being the network's config key, with an index where that is a list: `widths.0`.
+      streams: the names of those that residual connections add to, so that many layers share their units.
+      indexed: the names of those whose config lists which units there are, not how many; along an axis of an array the
+        numbers of such a unit are neighbours, those of any other lie as far apart as there are units.
+      changed: name -> the units [kept] that stay, counted from 0, to the config keys of the network that has these alone.
+      resized: name -> another number of units, to that `Model`.
+    """
+
+    sizes: tuple[tuple[str, int], ...]
+    streams: frozenset[str]
+    indexed: frozenset[str]
+    changed: Callable[[dict[str, Sequence[int]]], dict[str, Any]]
+    resized: "Callable[[dict[str, int]], Model]"
+
+
 class Model(NamedTuple):
     """A network as a pair of pure functions.
 
@@ -77,12 +96,14 @@ class Model(NamedTuple):
         statistics; it is returned unchanged when `train` is False. `key` feeds dropout.
       head: `(params, embedding [B, D]) -> logits [B, K]`, the last linear layer alone, or None where it is not known.
       tables: what `optim.rows` updates by rows, or None for a network that has no such tables.
+      widths: what of it `compression=structured` can remove, or None for a network that declares nothing.
     """
 
     init: Callable[..., tuple[PyTree, PyTree]]
     apply: Callable[..., tuple[Outputs, PyTree]]
     head: Callable[[PyTree, Array], Array] | None = None
     tables: Tables | None = None
+    widths: Widths | None = None
 
     def network(self, params: PyTree, state: PyTree, **mode: Any) -> Network:
         """The network with its arrays, in the mode that `apply` takes (`train`, `key`)."""

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from jdistill import blueprint
-from jdistill.compress import Int8Weights, MagnitudePrune
+from jdistill.compress import IntegerWeights, MagnitudePrune
 from jdistill.config import GROUPS, fingerprint
 from jdistill.errors import UsageError
 from jdistill.losses import KD, CrossEntropy
@@ -42,7 +42,7 @@ def test_compressors_that_recover_get_a_stage():
     for recover, compression in ((0, "prune"), (None, "int8")):
         changes = () if recover is None else (("compression.recover_epochs", 0),)
         read = blueprint.read(config(*changes, compression=compression))
-        assert len(read.method().stages) == 1 and isinstance(read.compressors[0], MagnitudePrune | Int8Weights)
+        assert len(read.method().stages) == 1 and isinstance(read.compressors[0], MagnitudePrune | IntegerWeights)
 
 
 def test_nothing_to_learn_is_refused():

@@ -1,6 +1,7 @@
 """`hydra/sweeper=optuna`; the work is in `jdistill.sweep.search`. Kept tiny: every Hydra app here executes it."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.plugins.sweeper import Sweeper
@@ -16,6 +17,7 @@ class OptunaConf:
     startup_trials: int = 10
     objectives: list[str] = field(default_factory=lambda: ["validation.accuracy:max"])
     allow_test: bool = False
+    budget: Any = None
     params: dict[str, str] | None = None
     storage: str | None = None
     study_name: str | None = None

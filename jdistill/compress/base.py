@@ -17,6 +17,7 @@ import numpy as np
 from jax import Array
 
 from jdistill import schedules
+from jdistill.errors import UsageError
 from jdistill.pytrees import pytree
 from jdistill.registry import register
 from jdistill.types import Model, PyTree
@@ -261,7 +262,10 @@ def enter(
     *before, step = schedules.at_end(tuple(steps))
     params, held = _settled(tuple(before), _constrained(tuple(before), stored.params, stored.states), stored.states)
     seen = {"model": subject.model, "inputs": subject.inputs} if step.reads_network and subject is not None else {}
-    state = jax.jit(partial(step.init, **seen))(key, params)
+    try:
+        state = jax.jit(partial(step.init, **seen))(key, params)
+    except UsageError as error:
+        raise UsageError(str(error) if str(error).startswith("compression") else f"compression: {error}") from error
     # What an earlier form holds stays as it is: it is decoded after this one.
     states = tuple(own if decodes(earlier) else _kept(step, own, state) for earlier, own in zip(before, held, strict=True))
     if step.rewinds and first is not None:

@@ -36,6 +36,10 @@ class LeNet(nn.Module):
         self.channels, self.widths = tuple(self.channels), tuple(self.widths)
         super().__post_init__()
 
+    @property
+    def removable(self) -> dict[str, tuple[int, ...]]:
+        return {"channels": self.channels, "widths": self.widths}
+
     @nn.compact
     def __call__(self, inputs: Array, train: bool = False) -> tuple[Array, dict[str, Array]]:
         require_images(self, inputs)

@@ -66,6 +66,10 @@ class MLP(nn.Module):
         self.widths = tuple(self.widths)
         super().__post_init__()
 
+    @property
+    def removable(self) -> dict[str, tuple[int, ...]]:
+        return {"widths": self.widths}
+
     @nn.compact
     def __call__(self, inputs: Array, train: bool = False) -> tuple[Array, dict[str, Array]]:
         features: dict[str, Array] = {}

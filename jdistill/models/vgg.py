@@ -20,28 +20,43 @@ class VGG(nn.Module):
     Attributes:
       outputs: number of logits.
       blocks: convolutions of each of the five groups.
+      channels: those of every convolution; None for 64, 128, 256, 512 and 512 in the five groups.
 
     Raises:
-      UsageError: blocks that are not 5 positive integers; inputs that are not images.
+      UsageError: blocks that are not 5 positive integers, as many `channels` as there are convolutions; inputs that are
+        not images.
     """
 
     outputs: int
     blocks: tuple[int, ...] = (1, 1, 1, 1, 1)
+    channels: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         positive_integer(outputs=self.outputs)
         positive_integers(5, blocks=self.blocks)
         self.blocks = tuple(self.blocks)
+        if self.channels is not None:
+            positive_integers(sum(self.blocks), channels=self.channels)
+            self.channels = tuple(self.channels)
         super().__post_init__()
+
+    def _channels(self) -> tuple[int, ...]:
+        default = (width for width, count in zip(CHANNELS, self.blocks, strict=True) for _ in range(count))
+        return tuple(default) if self.channels is None else self.channels
+
+    @property
+    def removable(self) -> dict[str, tuple[int, ...]]:
+        return {"channels": self._channels()}
 
     @nn.compact
     def __call__(self, inputs: Array, train: bool = False) -> tuple[Array, dict[str, Array]]:
         require_images(self, inputs)
         features: dict[str, Array] = {}
         x = inputs
-        for i, (width, count) in enumerate(zip(CHANNELS, self.blocks, strict=True)):
+        channels = iter(self._channels())
+        for i, count in enumerate(self.blocks):
             for j in range(count):
-                pre = norm(conv(x, width, 3, bias=True, name=f"conv{i}_{j}"), train, name=f"bn{i}_{j}")
+                pre = norm(conv(x, next(channels), 3, bias=True, name=f"conv{i}_{j}"), train, name=f"bn{i}_{j}")
                 x = nn.relu(pre)
             if i == 0:
                 features["stem"] = x

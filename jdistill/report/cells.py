@@ -35,7 +35,8 @@ class Table:
 
     A row's dict has the group keys under their column names (`choices.loss`), `n`, `failed`, `pruned`, `failed.text`,
     `reason`, `baseline` (whether it is the baseline), `<metric>.mean`, `<metric>.std`, `difference`, `difference.low`,
-    `difference.high`, `pairs`, `p.raw`, `p`, `detectable` and the means of all other numbers.
+    `difference.high`, `pairs`, `p.raw`, `p`, `detectable`, `within` (the budget; None where there is none, or it is not
+    known) and the means of all other numbers.
     """
 
     columns: tuple[Column, ...]
@@ -124,6 +125,18 @@ def _detectable(column: Column, row: dict[str, Any]) -> str:
     return DASH if missing(value) else _fixed(value, column.scale)
 
 
+def _within(column: Column, row: dict[str, Any]) -> str:
+    return {True: "yes", False: "no"}.get(row["within"], DASH)
+
+
+def _ratio(column: Column, row: dict[str, Any]) -> str:
+    """A ratio and its confidence interval; of the row that the others are compared with, what it is."""
+    if row["baseline"]:
+        return "first"
+    mean, low, high = (row[f"{column.name}{end}"] for end in ("", ".low", ".high"))
+    return f"{mean:.2f}" if missing(low) else f"{mean:.2f} [{low:.2f}, {high:.2f}]"
+
+
 def _whole(column: Column, row: dict[str, Any]) -> str:
     value: Any = row.get(column.name)
     return DASH if missing(value) else f"{value:,.0f}"
@@ -154,6 +167,8 @@ _KINDS: dict[str, Callable[[Column, dict[str, Any]], str]] = {
     "difference": _difference,
     "p": _p,
     "detectable": _detectable,
+    "within": _within,
+    "ratio": _ratio,
     "whole": _whole,
     "number": _number,
 }

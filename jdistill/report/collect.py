@@ -143,7 +143,7 @@ def flatten(value: dict[str, Any], prefix: str = "") -> Record:
         elif isinstance(item, dict) and item:
             flat.update(flatten(item, f"{prefix}{key}."))
         else:
-            flat[f"{prefix}{key}"] = json.dumps(item) if isinstance(item, list | dict) else item
+            flat[f"{prefix}{key}"] = _written(item)
     return flat
 
 
@@ -240,8 +240,13 @@ def _value(text: str) -> Any:
     except ValueError:
         plain = {"true": True, "false": False, "null": None}
         return plain.get(text.lower(), text.strip("'\""))
-    return json.dumps(value) if isinstance(value, list | dict) else value
+    return _written(value)
 
 
 def _one_line(problem: Exception) -> str:
     return " ".join(str(problem).split())
+
+
+def _written(value: Any) -> Any:
+    """Lists and dicts as the command line takes them: `[distill, {name: prune, sparsity: 0.9}]`."""
+    return json.dumps(value).replace('"', "") if isinstance(value, list | dict) else value

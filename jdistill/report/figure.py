@@ -1,4 +1,4 @@
-"""Figures of a sweep: accuracy against size, and learning curves. Matplotlib is loaded only when one is drawn."""
+"""Figures of a sweep: accuracy against a size or a cost, and learning curves. Matplotlib is loaded only when one is drawn."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from jdistill.errors import UsageError, unknown
 from jdistill.report import keys, stats
+from jdistill.report.axes import axis_title, engineering, titles
 from jdistill.report.baseline import parse_baseline
 from jdistill.report.cells import is_percent, lower_is_better
 from jdistill.report.collect import read_curves
+from jdistill.report.table import column_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,7 +60,8 @@ def scatter_figure(
     Args:
       frame: from `collect`.
       path: the file to write; beside it a PNG is written where its suffix is another format (`.pdf`, `.svg`).
-      x, y: numeric columns of the frame; small x is good (a size or a time), y by its name (losses: small).
+      x, y: numeric columns of the frame, or names of the table's (`flops`, `latency_1`); small x is good (a size, a time,
+        operations), y by its name (losses: small).
       by: keys that tell groups apart, as for `make_table`. The first decides the colour, the rest the marker.
 
     Returns:
@@ -67,7 +70,7 @@ def scatter_figure(
     Raises:
       UsageError: an unknown column or key, a suffix Matplotlib cannot write, no finished run with both numbers.
     """
-    y = y or f"metrics.test.{keys.primary(frame)}"
+    x, y = column_of(x), y or f"metrics.test.{keys.primary(frame)}"
     columns, groups = _groups(frame, by, (x, y))
     points = {
         values: (stats.mean_std([r[x] for r in runs]), stats.mean_std([r[y] for r in runs])) for values, runs in groups.items()
@@ -81,8 +84,8 @@ def scatter_figure(
         _teacher(axes, [r for runs in groups.values() for r in runs], x, y, scale)
         if 0 < 10 * min(px[0] for px, _ in points.values()) < axes.get_xlim()[1]:
             axes.set_xscale("log")
-        _engineering(axes, x)
-        _titles(axes, x, y)
+        engineering(axes, x)
+        titles(axes, x, y)
         _legend(axes, columns, looks, lines=False)
 
     return write_figure(draw, path)
@@ -133,7 +136,7 @@ def curves_figure(
         _lines(axes, curves, looks, scale)
         if x in ("epoch", "step"):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _titles(axes, x, y)
+        titles(axes, x, y)
         axes.set_title(title, fontsize=9, loc="left")
         _legend(axes, columns, looks, lines=True)
 
@@ -193,7 +196,7 @@ def _best(groups: Groups, columns: Sequence[str], y: str, most: int) -> tuple[Gr
     baseline = parse_baseline(columns, [run for runs in groups.values() for run in runs], "auto", columns)
     marked = [v for v in ranked if any(baseline.holds(c, value) for c, value in zip(columns, v, strict=True))][:1]
     kept = ranked[:most]
-    title = f"the best {most} of {len(groups)} rows by {_axis_title(y).removesuffix(' (%)')}"
+    title = f"the best {most} of {len(groups)} rows by {axis_title(y).removesuffix(' (%)')}"
     if marked and marked[0] not in kept:
         kept = [*kept[:-1], *marked]
         title = title.replace(f"best {most}", f"best {most - 1}", 1) + f", and the best one with {baseline.text}"
@@ -288,36 +291,6 @@ def _teacher(axes: Axes, runs: Sequence[dict[str, Any]], x: str, y: str, scale: 
         axes.axhline(py, color="0.35", lw=1, ls=(0, (5, 3)), zorder=0, label=None if i else "teacher")
         if not keys.missing(px):
             axes.plot(px, py, marker="*", ms=11, color="0.35", mec="white", mew=0.6, ls="none", zorder=2)
-
-
-def _engineering(axes: Axes, x: str) -> None:
-    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
-
-    if axes.get_xscale() == "log":
-        low, high = axes.get_xlim()
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 1e3 else (1.0,)))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-    if x.endswith(("bytes", "parameters", "nonzero")):
-        axes.xaxis.set_major_formatter(EngFormatter(unit="B" if x.endswith("bytes") else ""))
-    elif axes.get_xscale() == "log":
-        axes.xaxis.set_major_formatter("{x:g}")
-
-
-def _titles(axes: Axes, x: str, y: str) -> None:
-    axes.set_xlabel(_axis_title(x))
-    axes.set_ylabel(_axis_title(y))
-
-
-def _axis_title(column: str) -> str:
-    known = {
-        "size.bytes": "size on disk",
-        "size.parameters": "parameters",
-        "size.nonzero": "nonzero parameters",
-        "latency_ms.1.p50": "median latency at batch 1 (ms)",
-        "latency_ms.256.p50": "median latency at batch 256 (ms)",
-    }
-    name = column.removeprefix("metrics.")
-    return known.get(column, name.replace(".", " ").replace("_", " ") + (" (%)" if is_percent(name) else ""))
 
 
 def write_figure(draw: Any, path: str | os.PathLike[str], grid: bool = True) -> list[Path]:

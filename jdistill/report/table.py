@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from jdistill import budget as budgets
 from jdistill.errors import UsageError, unknown
 from jdistill.report import keys, stats
 from jdistill.report.baseline import Baseline, parse_baseline
@@ -27,9 +28,21 @@ _NUMBERS = {  # name of the column: (title, column of the frame, kind)
     "latency_1": ("latency b=1 (ms)", "latency_ms.1.p50", "number"),
     "latency_256": ("latency b=256 (ms)", "latency_ms.256.p50", "number"),
     "train_s": ("train (s)", "time_s.train", "number"),
+    "flops": ("FLOPs", "cost.flops", "whole"),
+    "macs": ("MACs", "cost.macs", "whole"),
+    "memory": ("memory b=256 (bytes)", "cost.memory_bytes", "whole"),
+    "throughput": ("examples/s b=256", "latency_ms.256.throughput", "whole"),
+    "cpu_1": ("CPU time b=1 (ms)", "latency_ms.1.cpu50", "number"),
+    "cpu_256": ("CPU time b=256 (ms)", "latency_ms.256.cpu50", "number"),
 }
-COLUMNS = ("n", "failed", "pruned", "metric", "difference", "p", "detectable", *_NUMBERS)
+_ASKED = ("flops", "macs", "memory", "throughput", "cpu_1", "cpu_256")  # shown only where asked for: a table is wide enough
+COLUMNS = ("n", "failed", "pruned", "metric", "difference", "p", "detectable", "within", *_NUMBERS)
 """The names `columns` takes, besides metrics and numeric columns of the frame."""
+
+
+def column_of(name: str) -> str:
+    """The frame's column of a number of the table: `flops` -> `cost.flops`; any other name is itself."""
+    return _NUMBERS[name][1] if name in _NUMBERS else name
 
 
 def make_table(
@@ -39,6 +52,7 @@ def make_table(
     metric: str | None = None,
     metrics: Sequence[str] = (),
     columns: Sequence[str] | None = None,
+    budget: Mapping[str, float] | str | None = None,
     test: str = "t",
     correction: str = "holm",
     level: float = 0.95,
@@ -55,13 +69,16 @@ def make_table(
         that has the same values of the other keys. `auto`: `loss=none` where such runs exist; None: no comparison.
       metric: the metric that is compared, `split.name`; None: the task's own, on the test split.
       metrics: more metrics to show, such as `teacher_agreement` (of the split of `metric`).
-      columns: names out of `COLUMNS`, metrics, or numeric columns of the frame, in this order; None: all with data.
+      columns: names out of `COLUMNS`, metrics, or numeric columns of the frame, in this order; None: all with data, save
+        `flops`, `macs`, `memory`, `throughput`, `cpu_1` and `cpu_256`.
+      budget: `bytes=20000,latency_ms=0.5` (see `jdistill.budget`): a column says which rows cost no more, in the mean.
       test, correction, level, alpha, power: see `stats.compare` and `stats.correct`.
 
     Raises:
-      UsageError: an unknown key, baseline, metric, column, test or correction; a frame without runs.
+      UsageError: an unknown key, baseline, metric, column, cost, test or correction; a frame without runs.
     """
     protocol = stats.Protocol(test, correction, level, alpha, power)
+    limits = budgets.read(budget, "--budget")
     records: list[dict[str, Any]] = [{str(k): v for k, v in r.items()} for r in frame.to_dict("records")]
     if not records:
         raise UsageError("there are no runs to make a table of")
@@ -84,9 +101,14 @@ def make_table(
     kept = {values: _once(runs) for values, runs in keys.group(records, group_keys).items()}
     rows = [_row(group_keys, values, runs, [main, *shown], numbers) for values, runs in kept.items()]
     rows.sort(key=lambda row: [(not base.holds(k, row[k]), keys.order(row[k])) for k in group_keys])
+    _judge(rows, limits)
     problems = _compare(rows, base, group_keys, main, protocol) if base else []
+    if limits and asked and "within" not in asked:
+        asked.append("within")
     layout = _columns(rows, group_keys, main, shown, numbers, asked, base, protocol)
     notes = footer(records, list(chain(*kept.values())), rows, base, main, protocol, problems)
+    if limits:
+        notes.append(f"within: {budgets.show(limits)}, in the mean over the runs of a row")
     return Table(tuple(layout), tuple(rows), tuple(notes), main)
 
 
@@ -151,8 +173,17 @@ def _row(
         row[f"{metric}.mean"], row[f"{metric}.std"] = stats.mean_std(found)
     for name, column in numbers.items():
         row[name] = stats.mean_std(_values(finished, column))[0]
+    row["costs"] = {name: stats.mean_std(_values(finished, ".".join(path)))[0] for name, path in budgets.COSTS.items()}
     row["by_seed"] = _by_seed(finished, f"metrics.{metrics[0]}")
     return row
+
+
+def _judge(rows: Sequence[dict[str, Any]], limits: budgets.Budget) -> None:
+    """Sets `within` of every row."""
+    for row in rows:
+        known = {key: row["costs"][key] for key in limits if not keys.missing(row["costs"][key])}
+        beyond = any(cost > limits[key] for key, cost in known.items())
+        row["within"] = False if beyond else True if limits and len(known) == len(limits) else None
 
 
 def _values(runs: Sequence[dict[str, Any]], column: str) -> list[float]:
@@ -235,11 +266,12 @@ def _columns(
         "metric": _metric_column(main, "main"),
         **{m: _metric_column(m, "metric") for m in shown},
         **_comparison_columns(main, base, protocol),
+        "within": Column("within", "within budget", "within", {"within": "within"}),
     }
     for name, column in numbers.items():
         text, _, kind = _NUMBERS.get(name, (column, column, "number"))
-        known[name] = Column(name, text, kind, {column if name.startswith(("latency", "train")) else name: name})
-    data = {"metric", "n", *shown, *(c for c in known if any(not keys.missing(row.get(c)) for row in rows))}
+        known[name] = Column(name, text, kind, {name if column.startswith(("size.", "cost.")) else column: name})
+    data = {"metric", "n", *shown, *(c for c in known if c not in _ASKED and any(not keys.missing(row.get(c)) for row in rows))}
     data -= {name for name in ("failed", "pruned") if not any(row[name] for row in rows)}
     names = [*asked, *(m for m in shown if m not in asked)] if asked else [c for c in known if c in data]
     group_columns = [Column(keys.short(k), keys.short(k), "key", {keys.short(k): k}) for k in group_keys]

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from jdistill import budget
 from jdistill.checkpoint import first_line, write_atomically
 from jdistill.errors import RunError, UsageError, did_you_mean
 from jdistill.sweep.space import Objective, describe, override, read_objectives, read_space, suggest
@@ -31,21 +32,24 @@ class Search:
       fixed: the overrides that are the same for all trials.
       objectives: what is maximised or minimised.
       settings: the keys of `hydra/sweeper=optuna`, checked.
+      limits: what a trial may cost at most; see `jdistill.budget`.
     """
 
     space: dict[str, Any]
     fixed: tuple[str, ...]
     objectives: tuple[Objective, ...]
     settings: dict[str, Any]
+    limits: budget.Budget = dataclasses.field(default_factory=dict)
 
     def identity(self) -> dict[str, Any]:
-        """What makes two searches the same study: the space, the fixed overrides, the objectives."""
+        """What makes two searches the same study: the space, the fixed overrides, the objectives, the budget."""
         passing = ("force", "cache", "fail_fast")
         fixed = sorted(text for text in self.fixed if text.partition("=")[0].lstrip("+") not in passing)
         return {
             "space": {key: describe(distribution) for key, distribution in self.space.items()},
             "fixed": fixed,
             "objectives": [str(objective) for objective in self.objectives],
+            **({"budget": [f"{key}={limit:g}" for key, limit in self.limits.items()]} if self.limits else {}),
         }
 
     def overrides(self, trial: Any) -> list[str]:
@@ -123,7 +127,8 @@ def read(sweeper: Any, arguments: list[str]) -> Search:
     space = read_space([item for item in latest.values() if item.is_sweep_override()])
     fixed = tuple(str(item.input_line) for item in latest.values() if not item.is_sweep_override())
     objectives = read_objectives(settings["objectives"], settings["allow_test"])
-    wanted = Search(space, fixed, objectives, settings)
+    limits = budget.read(settings.pop("budget"), "hydra.sweeper.budget")
+    wanted = Search(space, fixed, objectives, settings, limits)
 
     def value(key: str) -> Any:  # of the run config, where all jobs have the same
         return None if key in space else OmegaConf.select(sweeper.config, key, default=None)
@@ -155,10 +160,15 @@ def _check(wanted: Search, value: Any) -> None:
     sections = {objective.section for objective in objectives}
     if "validation" in sections and value("data.validation") == 0:
         raise UsageError("a search by validation metrics needs validation data, got data.validation=0; set data.validation=0.1")
-    if "latency_ms" in sections and value("evaluate.latency") is False:
+    if "latency_ms" in {*sections, *wanted.limits} and value("evaluate.latency") is False:
         raise UsageError("a search by latency_ms needs evaluate.latency=true")
     if settings["pruner"] == "none":
         return
+    if wanted.limits:
+        raise UsageError(
+            "a search with a budget cannot prune: trials beyond it would set the bar for those within; set"
+            " hydra.sweeper.pruner=none"
+        )
     if len(objectives) > 1:
         raise UsageError("a search with several objectives cannot prune; set hydra.sweeper.pruner=none, or one objective")
     if objectives[0].section != "validation" or value("report") == "best_test":
@@ -224,6 +234,7 @@ def tell(study: Any, wanted: Search, launcher: Any, trials: Sequence[Any], retur
             result = launcher.results[trial.number]
             values = [objective.value(result) for objective in wanted.objectives]
             if all(map(math.isfinite, values)):
+                _constrain(trial, wanted.limits, result)
                 study.tell(trial.number, values)
             else:
                 trial.set_user_attr("error", f"the objectives are {values}")
@@ -232,12 +243,33 @@ def tell(study: Any, wanted: Search, launcher: Any, trials: Sequence[Any], retur
         raise SweepFailed(f"fail_fast=true: the search stopped at {failure}") if failure else stopped
 
 
+def _constrain(trial: Any, limits: budget.Budget, result: dict[str, Any]) -> None:
+    """Notes what a trial costs, and tells Optuna by which part of each limit it is beyond it.
+
+    Raises:
+      UsageError: the result does not say what it costs.
+    """
+    found: dict[str, Any] = {}
+    for key in limits:
+        value: Any = result
+        for part in budget.COSTS[key]:
+            value = value.get(part) if isinstance(value, dict) else None
+        if not isinstance(value, int | float):
+            name = ".".join(budget.COSTS[key])
+            raise UsageError(f"hydra.sweeper.budget: the result of job {trial.number} has no number {name}; limit another cost")
+        found[key] = value
+    if found and "costs" not in trial.user_attrs:  # a kill may have come before the trial was told
+        trial.set_user_attr("costs", found)
+    for key in set(limits) - set(trial.constraints):
+        trial.set_constraint(key, found[key] / limits[key] - 1)
+
+
 def conclude(study: Any, wanted: Search, folder: Path) -> None:
     """Writes `optimization_results.yaml`, prints the table and the best trials.
 
     Raises:
       SweepFailed: a job failed.
-      RunError: no trial finished.
+      RunError: no trial finished, or none within the budget.
     """
     from omegaconf import OmegaConf
     from optuna.trial import TrialState
@@ -245,20 +277,25 @@ def conclude(study: Any, wanted: Search, folder: Path) -> None:
     from jdistill.commands import write_report
     from jdistill.sweep.launch import SweepFailed
 
-    print(write_report(folder))
+    print(write_report(folder, **({"budget": wanted.limits} if wanted.limits else {})))
     trials = study.get_trials(deepcopy=False)
     best = _best(study)
     if best:
         path = folder / "optimization_results.yaml"
         text = OmegaConf.to_yaml(OmegaConf.create(_results(wanted, best)))
         write_atomically(path, lambda temporary: temporary.write_text(text))
-        print("best trial:" if len(wanted.objectives) == 1 else f"Pareto set of {len(best)}:")
+        within = f" within {budget.show(wanted.limits)}" if wanted.limits else ""
+        print(f"best trial{within}:" if len(wanted.objectives) == 1 else f"Pareto set of {len(best)}{within}:")
         for trial in best:
             print(f"  {_line(wanted, trial)}")
         print(f"search: {path}")
     failed = [trial for trial in trials if trial.user_attrs.get("status") == "failed"]
     if failed:
         raise SweepFailed(f"{len(failed)} of {len(trials)} trials failed; `jdistill status {folder}` shows why")
+    if not best and (smallest := _smallest(study)) is not None:
+        raise RunError(
+            f"none of {len(trials)} trials is within {budget.show(wanted.limits)}; the smallest is {_line(wanted, smallest)}"
+        )
     if not best:
         names = {TrialState.FAIL: "diverged", TrialState.PRUNED: "pruned"}
         counts = [(sum(trial.state == state for trial in trials), name) for state, name in names.items()]
@@ -267,36 +304,56 @@ def conclude(study: Any, wanted: Search, folder: Path) -> None:
 
 
 def _best(study: Any) -> list[Any]:
-    """The best trial, or the Pareto set by number; empty where none finished."""
-    from optuna.trial import TrialState
-
-    if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+    """The best trial, or the Pareto set by number, of those within the budget; empty where none finished within it."""
+    if not any(_beyond(trial) <= 0 for trial in _complete(study)):
         return []
     return [study.best_trial] if len(study.directions) == 1 else sorted(study.best_trials, key=lambda trial: trial.number)
+
+
+def _complete(study: Any) -> list[Any]:
+    from optuna.trial import TrialState
+
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+
+
+def _beyond(trial: Any) -> float:
+    """By how much a trial is beyond its budget, in parts of the limits; 0 or less within it."""
+    return max(trial.constraints.values(), default=0.0)
+
+
+def _smallest(study: Any) -> Any:
+    """The finished trial that is the least beyond its budget; None where none finished."""
+    return min(_complete(study), key=_beyond, default=None)
 
 
 def _results(wanted: Search, best: list[Any]) -> dict[str, Any]:
     names = [str(objective) for objective in wanted.objectives]
     if len(names) == 1:
+        own = {"budget": wanted.limits, "best_costs": best[0].user_attrs["costs"]} if wanted.limits else {}
         return {
             "name": "optuna", "objective": names[0], "best_job": best[0].number, "best_value": best[0].value,
-            "best_params": best[0].params,
+            "best_params": best[0].params, **own,
         }  # fmt: skip
     solutions = [{"job": trial.number, "values": list(trial.values), "params": trial.params} for trial in best]
-    return {"name": "optuna", "objectives": names, "solutions": solutions}
+    return {
+        "name": "optuna", "objectives": names, "solutions": solutions, **({"budget": wanted.limits} if wanted.limits else {})
+    }  # fmt: skip
 
 
 def _line(wanted: Search, trial: Any) -> str:
-    values = ", ".join(f"{'.'.join(o.path)} {value:.6g}" for o, value in zip(wanted.objectives, trial.values, strict=True))
-    return f"job {trial.number}: {values}: {' '.join(override(key, value) for key, value in trial.params.items())}"
+    found = [f"{'.'.join(o.path)} {value:.6g}" for o, value in zip(wanted.objectives, trial.values, strict=True)]
+    found += [f"{key} {budget.number(cost)}" for key, cost in trial.user_attrs.get("costs", {}).items()]
+    return f"job {trial.number}: {', '.join(found)}: {' '.join(override(key, value) for key, value in trial.params.items())}"
 
 
 def _progress(study: Any, wanted: Search) -> str:
     ended = sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
     best = _best(study)
     shown = (
-        f"best {_line(wanted, best[0])}" if len(best) == 1 else f"{len(best)} in the Pareto set" if best else "none finished"
-    )
+        f"best {_line(wanted, best[0])}" if len(best) == 1
+        else f"{len(best)} in the Pareto set" if best
+        else "none within the budget" if _complete(study) else "none finished"
+    )  # fmt: skip
     return f"search: {ended} of {max(ended, wanted.settings['n_trials'])} trials, {shown}"
 
 

@@ -124,8 +124,9 @@ def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
     for key in {**before, **now}:
         if before.get(key) != now.get(key):
             return f"{key} was {before.get(key, 'not searched')}, now {now.get(key, 'not searched')}"
-    for kind, what in (("objectives", "the objectives were"), ("fixed", "the fixed overrides were")):
-        old, new = found.get(kind, []), wanted[kind]
+    named = {"objectives": "the objectives were", "budget": "the budget was", "fixed": "the fixed overrides were"}
+    for kind, what in named.items():
+        old, new = found.get(kind, []), wanted.get(kind, [])
         if old != new:
             return f"{what} {' '.join(old) or 'none'}, now {' '.join(new) or 'none'}"
     return "made by another version"

@@ -54,9 +54,10 @@ def read_manifest(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         return manifest["config"]["teacher"], manifest
     if (path / "result.json").is_file() and (path / "artifact.safetensors").is_file():
         result = _read_json(path / "result.json")
-        node = {**result["config"]["student"], "checkpoint": str(path), "seed": result["config"]["seed"], "optim": None}
+        about = _about(path / "artifact.safetensors")
+        node = {**about.pop("student"), "checkpoint": str(path), "seed": result["config"]["seed"], "optim": None}
         known = {"hash": result["fingerprint"], "parameters": result["size"]["parameters"]}
-        return node, {**result, **known, **_about(path / "artifact.safetensors")}
+        return node, {**result, **known, **about}
     raise UsageError(
         f"teacher.checkpoint '{path}' is not a teacher's folder (manifest.json) nor a finished run's (result.json);"
         " `jdistill list teachers` shows those there are"
@@ -67,7 +68,7 @@ def _about(path: Path) -> dict[str, Any]:
     from jdistill.compress.artifact import read_artifact
 
     about = read_artifact(path)[2]
-    return {name: about[name] for name in ("outputs", "input_shape")}
+    return {name: about[name] for name in ("outputs", "input_shape", "student")}
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -243,6 +243,11 @@ def _load(folder: Path, model: Model, dataset: Dataset, manifest: dict[str, Any]
         if hashlib.sha256(path.read_bytes()).hexdigest() != manifest["size"]["sha256"]:
             raise RunError(f"{path} differs from the checksum in the run's result.json; run it again with force=true")
         params, state, _ = read_artifact(path)
+        if any(name.startswith("#") for name in params):
+            raise UsageError(
+                f"teacher.checkpoint {folder} holds a student with rounded activations, which cannot be a teacher; give a run "
+                "without compression.activations"
+            )
         try:
             return restore_structure(params, like[0]), restore_structure(state, like[1])
         except KeyError as error:

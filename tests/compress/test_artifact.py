@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jdistill.compress import Int8Weights, MagnitudePrune, Quantized, Stored, apply_all, finished
+from jdistill.compress import IntegerWeights, MagnitudePrune, Quantized, Stored, apply_all, finished
 from jdistill.compress.artifact import count_nonzero, read_artifact, restore_structure, write_artifact
 from jdistill.errors import RunError
 from jdistill.models import MLP
@@ -18,7 +18,7 @@ from tests.tiny import assert_same_bits
 PARAMS = jax.tree.map(np.asarray, from_linen(MLP(outputs=10, widths=(40, 30))).init(jax.random.key(0), jnp.zeros((1, 64)))[0])
 PARAMS["fc1"]["bias"] = np.zeros(40, np.float32)  # all zero: stored by its mask alone
 STATE = {"batch_stats": {"norm": {"mean": np.arange(3.0, dtype=np.float32), "count": np.float32(4)}}}
-PRUNE, INT8 = MagnitudePrune(sparsity=0.5), Int8Weights()
+PRUNE, INT8 = MagnitudePrune(sparsity=0.5), IntegerWeights()
 
 
 def stored(*compressors):
@@ -155,7 +155,10 @@ def test_foreign_and_missing_files_are_errors(tmp_path):
             read_artifact(tmp_path / name)
 
 
-@pytest.mark.parametrize(("values", "bits"), [((-7, 7), 4), ((0, 1), 1), ((-1, 1), 2), ((-127, 127), 8), ((5, 5), 1), ((-3, 4), 3)])
+RANGES = [((-7, 7), 4), ((0, 1), 1), ((-1, 1), 2), ((-127, 127), 8), ((5, 5), 1), ((-3, 4), 3)]
+
+
+@pytest.mark.parametrize(("values", "bits"), RANGES)
 def test_integers_take_as_many_bits_as_their_range_needs(values, bits, tmp_path):
     """What a form holds, such as codes, and quantized leaves."""
     low, high = values
@@ -163,7 +166,7 @@ def test_integers_take_as_many_bits_as_their_range_needs(values, bits, tmp_path)
     integers[0, :2] = values
     kernel = 0.1 * integers.astype(np.float32)
 
-    class Rounded(Int8Weights):
+    class Rounded(IntegerWeights):
         def finalize(self, name, value, state):
             return Quantized(integers, np.full((1, 1), 0.1, np.float16), np.full((1, 1), 0.25, np.float32))
 

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from jdistill import blueprint
-from jdistill.compress import Compressor, Int8Weights, MagnitudePrune, Stored, Training, apply_all, enter, finished
+from jdistill.compress import Compressor, IntegerWeights, MagnitudePrune, Stored, Training, apply_all, enter, finished
 from jdistill.errors import UsageError
 from jdistill.pytrees import pytree
 from jdistill.registry import build
 from tests import tiny
 
 DISTILL, TRAIN, RECOVER = Training("distill"), Training("train"), Training("recover", 5)
-PRUNE, ALONE, INT8 = MagnitudePrune(recover_epochs=0), MagnitudePrune(), Int8Weights()
+PRUNE, ALONE, INT8 = MagnitudePrune(recover_epochs=0), MagnitudePrune(), IntegerWeights()
 KERNEL = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
 PARAMS = {"fc": {"kernel": KERNEL, "bias": np.ones(4, np.float32)}}
 

@@ -84,7 +84,7 @@ def test_every_model_is_a_teacher_and_a_student():
         ("losses", {"none", "kd", "logit_mse", "hint", "attention", "cross_entropy"}),
         ("models", {"mlp", "lenet", "resnet20", "resnet8x4", "wrn_40_2", "vgg8", "mobilenetv2"}),
         ("data", {"digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "synthetic"}),
-        ("compression", {"none", "prune", "int8"}),
+        ("compression", {"none", "pipeline", "prune", "structured", "int8", "qat", "low_rank", "pq_embedding"}),
         ("schemes", {"offline", "two_stage", "online", "self", "multi_teacher"}),
         ("experiments", {"quickstart"}),
         ("teachers", set()),

@@ -12,7 +12,7 @@ from sklearn.svm import LinearSVC
 from sklearn.tree import DecisionTreeRegressor
 from threadpoolctl import threadpool_limits
 
-from jdistill.compress import Int8Weights, Stored
+from jdistill.compress import IntegerWeights, Stored, finished
 from jdistill.compress.artifact import read_artifact, restore_structure, write_artifact
 from jdistill.data.base import Schema
 from jdistill.errors import RunError, UsageError
@@ -257,7 +257,10 @@ def test_linear_svm_takes_int8_weights(tmp_path):
     x, soft, _ = data("digits")
     svm = LinearSVM(schema=NUMBERS, c=0.01)
     params = svm.fit(x, soft, 0)
-    int8, full = (write_artifact(tmp_path / str(i), c, params, {}, {}) for i, c in enumerate([(Int8Weights(),), ()]))
+    int8, full = (
+        write_artifact(tmp_path / str(i), steps, finished(steps, Stored(params), jax.random.key(0)), {}, {})
+        for i, steps in enumerate([(IntegerWeights(),), ()])
+    )
     found = applied(svm, read_artifact(tmp_path / "0")[0], x, 10)
     assert int8 < 0.5 * full and (found.argmax(1) == applied(svm, params, x, 10).argmax(1)).mean() > 0.98
 

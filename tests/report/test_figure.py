@@ -134,7 +134,7 @@ def test_without_validation_data(tmp_path, key, monkeypatch):
     from jdistill.report import figure
 
     drawn = []
-    monkeypatch.setattr(figure, "_titles", lambda axes, x, y: drawn.append(y))
+    monkeypatch.setattr(figure, "titles", lambda axes, x, y: drawn.append(y))
     assert held_out_curves(collect(grid(tmp_path / "sweep", rows=2, key=key)), tmp_path / "curves.png")
     assert drawn == [f"{key}.accuracy"]
 

@@ -1,5 +1,7 @@
 """Learning to rank: a network that scores each document of a list."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
@@ -37,6 +39,7 @@ class LtrMLP(nn.Module):
         layer of self-attention over the list's documents (as Pang et al. 2020, SetRank, without position).
       dim: size of the attention's output.
       heads: of the attention; divides `dim`.
+      kept_heads: how many heads there are, each of size dim / heads; None for all `heads`.
 
     Raises:
       UsageError: a size that is not a positive integer, an unknown activation or context, a dropout outside [0, 1), heads
@@ -50,6 +53,7 @@ class LtrMLP(nn.Module):
     context: str = "none"
     dim: int = 64
     heads: int = 4
+    kept_heads: int | None = None
 
     def __post_init__(self) -> None:
         positive_integer(outputs=self.outputs, dim=self.dim, heads=self.heads)
@@ -57,8 +61,15 @@ class LtrMLP(nn.Module):
         require_one_of(CONTEXTS, context=self.context)
         if self.dim % self.heads:
             raise UsageError(f"heads must divide dim={self.dim}, got {self.heads}")
+        if self.kept_heads is not None:
+            positive_integer(kept_heads=self.kept_heads)
         self.widths = tuple(self.widths)
         super().__post_init__()
+
+    @property
+    def removable(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"widths": self.widths}
+        return found | {"kept_heads": self.kept_heads or self.heads} if self.context == "attention" else found
 
     @nn.compact
     def __call__(self, inputs: Array, train: bool = False) -> tuple[Array, dict[str, Array]]:
@@ -80,9 +91,11 @@ class LtrMLP(nn.Module):
             return x
         if self.context == "mean":
             return jnp.concatenate([x, jnp.broadcast_to(mean_of(x, document)[:, None], x.shape)], axis=-1)
+        heads = self.kept_heads or self.heads
         attention = nn.MultiHeadDotProductAttention(
-            self.heads, qkv_features=self.dim, out_features=self.dim, kernel_init=torch_uniform, name="attention"
-        )
+            heads, qkv_features=self.dim // self.heads * heads, out_features=self.dim, kernel_init=torch_uniform,
+            name="attention",
+        )  # fmt: skip
         seen = nn.make_attention_mask(document[..., 0], document[..., 0])
         return jnp.concatenate([x, attention(x, mask=seen)], axis=-1)
 
