@@ -68,12 +68,11 @@ def main() -> None:
         wanted = [Method(method.label, (*FULL, *method.overrides)) for method in wanted]
         given.sweeps, given.out = given.sweeps / "full", given.out / "full"
     frame = run_methods(NAME, wanted, given)
-    columns = ["n", "metric", "difference", "p", "parameters", "nonzero", "bytes", "flops", "latency_b1", "latency_b256",
-               "train"]  # fmt: skip
+    columns = ["n", "metric", "difference", "p", "parameters", "nonzero", "bytes", "flops", "cpu_1", "cpu_256", "train_s"]  # fmt: skip
     table = make(frame, columns=columns)
     table = with_column(table, "teacher (%)", teacher_accuracy(frame), "teacher", 100.0)
-    write_tables(given.out, with_notes(table, "train: seconds of training and compression, without the frozen teacher's."))
-    scatter_figure(frame, path=given.out / "accuracy_bytes.png")
+    write_tables(given.out, with_notes(table, "train (s): seconds of training and compression, without the frozen teacher's."))
+    scatter_figure(frame, path=given.out / "accuracy_bytes.png", by="method")
     write_records(given.out, frame)
 
 

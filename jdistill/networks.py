@@ -87,7 +87,10 @@ def without_columns(model: Model, columns: tuple[int, ...]) -> Model:
     def apply(params: Any, state: Any, inputs: Any, **mode: Any) -> Any:
         return model.apply(params, state, rest(inputs), **mode)
 
-    widths = model.widths and model.widths._replace(resized=lambda sizes: without_columns(model.widths.resized(sizes), columns))
+    widths = model.widths
+    if widths is not None:
+        resized = widths.resized
+        widths = widths._replace(resized=lambda sizes: without_columns(resized(sizes), columns))
     return Model(init, apply, model.head, widths=widths)
 
 
