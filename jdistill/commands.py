@@ -35,6 +35,7 @@ def table(arguments: list[str]) -> int:
     parser.add_argument("--test", default="t", help="t, permutation or wilcoxon; paired over seeds (default: %(default)s)")
     parser.add_argument("--correction", default="holm", help="holm, bonferroni, bh or none (default: %(default)s)")
     parser.add_argument("--format", default="text", help="text, markdown, latex or csv (default: %(default)s)")
+    parser.add_argument("--commands", action="store_true", help="the commands that make each row again, in the order of rows")
     parser.add_argument("--budget", help="mark rows beyond it: bytes=20000,nonzero=...,flops=...,latency_ms=...")
     parser.add_argument("--bold", action="store_true", help="best value of each column in bold")
     parser.add_argument("--out", type=Path, help="write the table to this file")
@@ -44,6 +45,7 @@ def table(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
 
     from jdistill.report import collect, curves_figure, make_table, render, scatter_figure
+    from jdistill.report.reproduce import commands as reproduce
 
     frame = collect(given.paths)
     made = make_table(
@@ -58,6 +60,8 @@ def table(arguments: list[str]) -> int:
         print(given.out)
     else:
         print(text)
+    if given.commands:
+        print(*reproduce(frame, made), sep="\n")
     if given.figure:
         print(*scatter_figure(frame, by=_words(given.by), path=given.figure, x=given.x), sep="\n")
     if given.curves:
