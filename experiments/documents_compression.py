@@ -8,9 +8,9 @@ network of 10^8 and one of 10^7 parameters, of which no numbers are published. H
 
 needs CIFAR-10 in $JDISTILL_DATA (or a network). Without --full: MLPs of 1,707,274 and 167,860 parameters, all 50,000 training
 images, 10 epochs: a size that two CPU cores finish. Finished runs are kept in sweeps/ and not repeated.
-"structure" removes neurons (channels) physically; "global" is one scale a layer, "local" one a channel. In the orders D is distillation
-(10 epochs), P pruning of half of the weights, Q int8 weights with quantization-aware training; P and Q are trained on for 5
-epochs each, or by D where it follows; where D is not first, the network is trained on the labels before (10 epochs).
+"structure" removes neurons (channels) physically; "global" is one scale a layer, "local" one a channel. In the orders D is
+distillation (10 epochs), P pruning of half of the weights, Q int8 weights with quantization-aware training; P and Q are trained
+on for 5 epochs each, or by D where it follows; where D is not first, the network is trained on the labels before (10 epochs).
 Expected and time: results/documents_compression/README.md.
 """
 
