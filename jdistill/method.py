@@ -10,7 +10,7 @@ from jax import Array
 
 from jdistill.compress.base import Compressor
 from jdistill.errors import UsageError
-from jdistill.losses import CrossEntropy, Loss
+from jdistill.losses import CrossEntropy, Loss, at_least_float32
 from jdistill.optim import Optimizer
 from jdistill.pytrees import pytree, require_fraction, require_nonnegative, static
 from jdistill.tuning import Tuning
@@ -31,10 +31,37 @@ class Gate:
 
     among: tuple[str, ...] = static()
 
-    def __call__(self, known: dict[str, Outputs], teacher: str, batch: Batch) -> Array:
+    def __call__(self, known: dict[str, Outputs], teacher: str, batch: Batch, held: PyTree = None) -> Array:
+        del held
         errors = jnp.stack([CrossEntropy()({}, known[name], None, batch) for name in self.among])
         shares = jax.nn.softmax(errors, axis=0)
         return (1 - shares[self.among.index(teacher)]) / (len(self.among) - 1)
+
+
+@pytree
+class LearnedGate:
+    """How much of each example a teacher among several may teach, learned from what all of them say of it.
+
+    Weight [B] of teacher k of M: softmax_j(w_j . z + b_j)_k, z [B, M K] the teachers' logits side by side, which adds up to
+    1 over the teachers. It has the form of the teacher gating of Zhu et al. 2020, https://arxiv.org/abs/2011.04106: a softmax
+    whose w_j and b_j are learned, over all teachers' outputs. That those are the logits, that w and b start at 0 (equal
+    shares) and that nothing but the gated terms trains them are choices made here: no gradient goes through the weights to
+    the student, none to the teachers. The objective being the weighted sum of the terms, shares move to the teacher whose
+    term is smaller: the one that the student follows most easily, not the one that is most often right.
+
+    Attributes:
+      among: names of the teachers, this term's included, in the order of w and b.
+      holder: name of the term whose loss holds w and b (`losses.HoldsGate`).
+    """
+
+    among: tuple[str, ...] = static()
+    holder: str = static()
+
+    def __call__(self, known: dict[str, Outputs], teacher: str, batch: Batch, held: PyTree) -> Array:
+        del batch
+        gate = held[self.holder]["gate"]
+        said = jnp.concatenate([at_least_float32(known[name].logits) for name in self.among], axis=-1)
+        return jax.nn.softmax(said @ gate["weight"] + gate["bias"], axis=-1)[:, self.among.index(teacher)]
 
 
 @pytree
@@ -58,16 +85,16 @@ class Term:
     loss: Loss
     weight: Any = 1.0
     where: str | None = static(default=None)
-    gate: Gate | None = None
+    gate: Gate | LearnedGate | None = None
     reduction: str = static(default="mean")
 
     def __post_init__(self) -> None:
         require_nonnegative(weight=self.weight)
 
-    def mean(self, values: Array, known: dict[str, Outputs], batch: Batch) -> Array:
-        """What the loss's values [B] come to, reduced, without the weight: [] float."""
+    def mean(self, values: Array, known: dict[str, Outputs], batch: Batch, held: PyTree = None) -> Array:
+        """What the loss's values [B] come to, reduced, without the weight: [] float. `held` are all terms' parameters."""
         if self.gate is not None:
-            values = values * self.gate(known, self.teacher or "", batch)
+            values = values * self.gate(known, self.teacher or "", batch, held)
         counted = None if self.where is None else batch[self.where]
         if self.reduction == "sum":
             return values.sum() if counted is None else jnp.where(counted, values, 0).sum()

@@ -17,7 +17,7 @@ import numpy as np
 from jax import Array
 
 from jdistill import schedules
-from jdistill.errors import UsageError
+from jdistill.errors import UsageError, did_you_mean
 from jdistill.pytrees import pytree
 from jdistill.registry import register
 from jdistill.types import Model, PyTree
@@ -195,6 +195,21 @@ def weights(params: PyTree, only: str = "") -> dict[str, Array]:
     """The weight leaves of `params` by name; `only` names some by patterns, such as `fc1/*,item`."""
     found = {leaf_name(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(params) if is_weight(p, leaf)}
     return {name: leaf for name, leaf in found.items() if chosen(name, only)}
+
+
+def chosen_weights(params: PyTree, only: str = "") -> dict[str, Array]:
+    """`weights`, of which there must be some.
+
+    Raises:
+      UsageError: the network has none, or `only` names none.
+    """
+    found, known = weights(params, only), list(weights(params))
+    if not known:
+        raise UsageError("this network has no weights (kernels, embeddings) to compress; use compression=none")
+    if not found:
+        meant = did_you_mean(only, known)
+        raise UsageError(f"only={only!r} names no weight of this network (known: {', '.join(known)}){meant}")
+    return found
 
 
 def chosen(name: str, only: str) -> bool:

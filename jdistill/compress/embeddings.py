@@ -263,9 +263,28 @@ class PQEmbedding(TableForm):
         return self.subspaces or width // 2
 
 
+@pytree
+class KeptForm(TableForm):
+    """A form of tables that keeps a share of their rows or dimensions; a step's state says which."""
+
+    advice: ClassVar[str] = "set a smaller share"
+
+    share: float = static(default=0.5)
+    only: str = static(default="")
+    recover_epochs: int = static(default=5)
+
+    def __post_init__(self) -> None:
+        require_nonnegative(recover_epochs=self.recover_epochs)
+        require_positive(share=self.share)
+        require_fraction(share=self.share)
+
+    def _own(self, kept: Array) -> Array:
+        return jnp.flatnonzero(kept, size=count(len(kept), 0, self.share))
+
+
 @register("compression", "embedding_rows")
 @pytree
-class EmbeddingRows(TableForm):
+class EmbeddingRows(KeptForm):
     """Tables without the rows of least Euclidean norm; all ids of these share one row, at first their mean.
 
     Under weight decay or from a small start, rows that training seldom met are the shortest, so that it is mostly rare ids
@@ -278,16 +297,6 @@ class EmbeddingRows(TableForm):
     """
 
     option: ClassVar[str] = "embedding_rows"
-    advice: ClassVar[str] = "set a smaller share"
-
-    share: float = static(default=0.5)
-    only: str = static(default="")
-    recover_epochs: int = static(default=5)
-
-    def __post_init__(self) -> None:
-        require_nonnegative(recover_epochs=self.recover_epochs)
-        require_positive(share=self.share)
-        require_fraction(share=self.share)
 
     def bits(self, name: str, shape: tuple[int, ...]) -> int:
         del name
@@ -319,13 +328,10 @@ class EmbeddingRows(TableForm):
 
         return jax.tree.map(cut, value)
 
-    def _own(self, kept: Array) -> Array:
-        return jnp.flatnonzero(kept, size=count(len(kept), 0, self.share))
-
 
 @register("compression", "embedding_dims")
 @pytree
-class EmbeddingDims(TableForm):
+class EmbeddingDims(KeptForm):
     """Tables without the dimensions of least energy, the same ones in all tables of one width D.
 
     The energy of dimension k is the product over these tables of the sums of squares of column k. With users U and items I
@@ -338,16 +344,6 @@ class EmbeddingDims(TableForm):
     """
 
     option: ClassVar[str] = "embedding_dims"
-    advice: ClassVar[str] = "set a smaller share"
-
-    share: float = static(default=0.5)
-    only: str = static(default="")
-    recover_epochs: int = static(default=5)
-
-    def __post_init__(self) -> None:
-        require_nonnegative(recover_epochs=self.recover_epochs)
-        require_positive(share=self.share)
-        require_fraction(share=self.share)
 
     def bits(self, name: str, shape: tuple[int, ...]) -> int:
         del name
@@ -379,9 +375,6 @@ class EmbeddingDims(TableForm):
         return jax.tree.map(
             lambda held: held[:, self._own(kept)] if held.ndim == 2 and held.shape[1] == len(kept) else held, value
         )
-
-    def _own(self, kept: Array) -> Array:
-        return jnp.flatnonzero(kept, size=count(len(kept), 0, self.share))
 
 
 def largest(scores: Array, number: int) -> Array:

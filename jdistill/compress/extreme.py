@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jdistill.compress.base import WEIGHT, Compressor, Quantized, chosen, map_named, weights
-from jdistill.compress.quantize import grouped, integers_of, require_weights, straight_through, ungrouped
+from jdistill.compress.base import WEIGHT, Compressor, Quantized, chosen, chosen_weights, map_named, weights
+from jdistill.compress.quantize import grouped, integers_of, straight_through, ungrouped
 from jdistill.pytrees import pytree, require_nonnegative, require_one_of, static
 from jdistill.registry import register
 from jdistill.types import PyTree
@@ -33,7 +33,7 @@ class Signed(Compressor):
     def init(self, key: Array, params: PyTree) -> PyTree:
         """No state: scales follow the weights."""
         del key
-        require_weights(type(self).__name__.lower(), params, self.only)
+        chosen_weights(params, self.only)
         return {}
 
     def signs(self, groups: Array) -> Array:

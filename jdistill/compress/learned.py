@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jdistill.compress.base import Compressor, map_named
-from jdistill.compress.prune import OPEN, SCOPES, is_open, kept, masked_by, nonzero, pruned_weights, require_left
+from jdistill.compress.base import Compressor, chosen_weights, map_named
+from jdistill.compress.prune import OPEN, SCOPES, is_open, kept, masked_by, nonzero, require_left
 from jdistill.errors import UsageError
 from jdistill.pytrees import pytree, require_fraction, require_nonnegative, require_one_of, static
 from jdistill.registry import register
@@ -33,12 +33,12 @@ class _Beside(Compressor):
         if not isinstance(params, dict) or self.beside in params:
             found = "another entry of that name" if isinstance(params, dict) else f"a {type(params).__name__}"
             raise UsageError(f"parameters must be a dict, in which {self.beside!r} is free for what is trained; got {found}")
-        return dict.fromkeys(pruned_weights(params, self.only), OPEN)
+        return dict.fromkeys(chosen_weights(params, self.only), OPEN)
 
     def encode(self, params: PyTree, state: PyTree) -> PyTree:
         if not is_open(state):
             return params
-        return {**params, self.beside: {_key(n): self._begin(w) for n, w in pruned_weights(params, self.only).items()}}
+        return {**params, self.beside: {_key(n): self._begin(w) for n, w in chosen_weights(params, self.only).items()}}
 
     def constrain(self, params: PyTree, state: PyTree) -> PyTree:
         if not is_open(state):

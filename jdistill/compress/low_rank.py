@@ -6,9 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jdistill.compress.base import weights
+from jdistill.compress.base import chosen_weights
 from jdistill.compress.forms import FLOAT, WeightForm
-from jdistill.errors import UsageError, did_you_mean
 from jdistill.pytrees import pytree, require_fraction, require_nonnegative, require_positive, static
 from jdistill.registry import register
 from jdistill.types import PyTree
@@ -45,7 +44,7 @@ class LowRank(WeightForm):
         require_fraction(share=self.share)
 
     def candidates(self, params: PyTree) -> dict[str, Array]:
-        return chosen_weights(self.option, params, self.only)
+        return chosen_weights(params, self.only)
 
     def bits(self, name: str, shape: tuple[int, ...]) -> int:
         del name
@@ -65,17 +64,3 @@ class LowRank(WeightForm):
 
     def _rank(self, shape: tuple[int, ...]) -> int:
         return self.rank or max(1, round(self.share * min(int(np.prod(shape[:-1])), shape[-1])))
-
-
-def chosen_weights(option: str, params: PyTree, only: str) -> dict[str, Array]:
-    """The weights that `only` names.
-
-    Raises:
-      UsageError: it names none.
-    """
-    found = weights(params, only)
-    if not found:
-        known = list(weights(params))
-        meant = did_you_mean(only, known)
-        raise UsageError(f"compression={option}: only={only!r} names no weight (known: {', '.join(known) or 'none'}){meant}")
-    return found

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jdistill.compress.base import Compressor, map_named, weights
+from jdistill.compress.base import Compressor, chosen_weights, map_named, weights
 from jdistill.errors import RunError, UsageError
 from jdistill.pytrees import pytree, require_fraction, require_nonnegative, require_one_of, static
 from jdistill.registry import register
@@ -49,7 +49,7 @@ class MagnitudePrune(Compressor):
     def init(self, key: Array, params: PyTree) -> PyTree:
         """Masks by name of the weight: 1.0 where it stays, 0.0 where it goes; `OPEN` for each while a gradual step trains."""
         del key
-        found = pruned_weights(params, self.only)
+        found = chosen_weights(params, self.only)
         return dict.fromkeys(found, OPEN) if self.gradual else self._masks(found)
 
     def constrain(self, params: PyTree, state: PyTree) -> PyTree:
@@ -117,7 +117,7 @@ class NMPrune(Compressor):
     def init(self, key: Array, params: PyTree) -> PyTree:
         """Masks by name of the kernel: 1.0 where a weight stays, 0.0 where it goes."""
         del key
-        found = pruned_weights(params, self.only)
+        found = chosen_weights(params, self.only)
         if not self.only:
             found = {name: leaf for name, leaf in found.items() if "kernel" in name.split("/")}
         fits = {name: leaf for name, leaf in found.items() if leaf.shape[-2] % self.m == 0}
@@ -141,19 +141,6 @@ class NMPrune(Compressor):
         groups = jnp.abs(w).reshape(*w.shape[:-2], w.shape[-2] // self.m, self.m, w.shape[-1])
         rank = jnp.argsort(jnp.argsort(groups, axis=-2, stable=True), axis=-2, stable=True)
         return (rank >= self.m - self.n).astype(w.dtype).reshape(w.shape)
-
-
-def pruned_weights(params: PyTree, only: str) -> dict[str, Array]:
-    """The weight leaves that a step prunes, by name.
-
-    Raises:
-      UsageError: there is none.
-    """
-    found = weights(params, only)
-    if not found:
-        known = ", ".join(weights(params)) or "none"
-        raise UsageError(f"only={only!r} names no weight of this network (its weights: {known})")
-    return found
 
 
 def is_open(state: PyTree) -> bool:

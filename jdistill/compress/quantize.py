@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jdistill.compress.base import WEIGHT, Compressor, Quantized, Training, chosen, map_named, weights
+from jdistill.compress.base import WEIGHT, Compressor, Quantized, Training, chosen, chosen_weights, map_named, weights
 from jdistill.errors import UsageError
 from jdistill.pytrees import pytree, require_nonnegative, require_one_of, static
 from jdistill.registry import register
@@ -80,20 +80,6 @@ def _multiples(columns: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """Of each column [n, m], whether it holds multiples of its scale [m] alone."""
     wide = scale.astype(np.float64)
     return (np.abs(np.rint(columns / wide) * wide - columns) <= EXACT * np.abs(columns)).all(axis=0)
-
-
-def require_weights(step: str, params: PyTree, only: str) -> dict[str, Array]:
-    """The weights that a step is about.
-
-    Raises:
-      UsageError: there are none.
-    """
-    own, every = weights(params, only), weights(params)
-    if not every:
-        raise UsageError(f"{step} needs weights (kernels, embeddings), and this network has none; use compression=none")
-    if not own:
-        raise UsageError(f"only={only} names no weight of this network (known: {', '.join(every)})")
-    return own
 
 
 @pytree
@@ -190,7 +176,7 @@ class IntegerWeights(Rounding):
     def init(self, key: Array, params: PyTree) -> PyTree:
         """No state: scales follow the weights."""
         del key
-        require_weights(f"int{self.bits}", params, self.only)
+        chosen_weights(params, self.only)
         return {}
 
     def levels(self, name: str, state: PyTree) -> int:

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jdistill.compress.quantize import Rounding, grouped, require_weights, symmetric
+from jdistill.compress.base import chosen_weights
+from jdistill.compress.quantize import Rounding, grouped, symmetric
 from jdistill.errors import UsageError
 from jdistill.pytrees import pytree, require_positive, static
 from jdistill.registry import register
@@ -47,7 +48,7 @@ class MixedPrecision(Rounding):
     def init(self, key: Array, params: PyTree) -> PyTree:
         """Bits [] int32 by name of the weight."""
         del key
-        own = require_weights("mixed_precision", params, self.only)
+        own = chosen_weights(params, self.only)
         noise = jnp.stack([self._noise(w) for w in own.values()])
         bits = allocate(noise, jnp.array([float(w.size) for w in own.values()]), self.mean_bits)
         return dict(zip(own, bits, strict=True))

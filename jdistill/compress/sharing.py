@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jdistill.compress.base import chosen_weights
 from jdistill.compress.forms import FLOAT, WeightForm, means
-from jdistill.compress.low_rank import chosen_weights
 from jdistill.errors import UsageError
 from jdistill.pytrees import pytree, require_nonnegative, static
 from jdistill.registry import register
@@ -47,7 +47,7 @@ class WeightSharing(WeightForm):
             raise UsageError(f"clusters must be from 2 to 256, got {self.clusters!r}")
 
     def candidates(self, params: PyTree) -> dict[str, Array]:
-        return chosen_weights(self.option, params, self.only)
+        return chosen_weights(params, self.only)
 
     def bits(self, name: str, shape: tuple[int, ...]) -> int:
         del name

@@ -10,6 +10,7 @@ from jdistill.losses.divergences import JensenShannon, ReverseKL, SkewKL, SoftBC
 from jdistill.losses.entities import DistillationExperts, FullTopology, HierarchicalTopology
 from jdistill.losses.factors import FactorTransfer
 from jdistill.losses.features import Attention, Hint
+from jdistill.losses.gating import HoldsGate
 from jdistill.losses.generation import MaskedGeneration
 from jdistill.losses.gradients import GradientAttention, InputGradient, JacobianMatching
 from jdistill.losses.graphs import InstanceRelationshipGraph
@@ -61,6 +62,7 @@ __all__ = [
     "HardLabel",
     "HierarchicalTopology",
     "Hint",
+    "HoldsGate",
     "Huber",
     "InputGradient",
     "InstanceRelationshipGraph",

@@ -5,7 +5,8 @@ import itertools
 from typing import Any
 
 from jdistill.errors import UsageError
-from jdistill.method import Gate, Stage
+from jdistill.losses import HoldsGate
+from jdistill.method import Gate, LearnedGate, Stage, Term
 from jdistill.pytrees import pytree, require_nonnegative, require_one_of, static
 from jdistill.registry import register
 from jdistill.schemes.base import Overrides, Scheme, Setting, changes, counts, networks, times
@@ -22,7 +23,9 @@ class MultiTeacher(Scheme):
       teachers: each teacher as changes to the group `teacher`: [{seed: 0}, {seed: 1}], [{}, {name: lenet}].
       weights: factors of the teachers' terms, at least 0; [] gives each 1 / number of teachers.
       gate: "none", or "confidence": each example is taught most by the teachers that are surest of its label (CA-MKD:
-        Zhang et al. 2022, https://arxiv.org/abs/2201.00007, equation 3), times `weights` (1 each where not given).
+        Zhang et al. 2022, https://arxiv.org/abs/2201.00007, equation 3), times `weights` (1 each where not given);
+        "learned": a softmax over all teachers' logits says each one's share, with parameters that learn with the student
+        (see `LearnedGate`); without `weights`.
     """
 
     teachers: Any = static(default=({"seed": 0}, {"seed": 1}))
@@ -31,11 +34,13 @@ class MultiTeacher(Scheme):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "teachers", networks("teachers", self.teachers))
-        require_one_of(("none", "confidence"), gate=self.gate)
+        require_one_of(("none", "confidence", "learned"), gate=self.gate)
         if len(self.teachers) < 2:
             raise UsageError("teachers must be at least two; use scheme=offline for one")
         if self.weights and len(self.weights) != len(self.teachers):
             raise UsageError(f"weights must be one a teacher, got {len(self.weights)} for {len(self.teachers)} teachers")
+        if self.weights and self.gate == "learned":
+            raise UsageError("weights are learned with gate=learned; leave them out, or set gate=none or confidence")
         require_nonnegative(**{f"weights[{i}]": weight for i, weight in enumerate(self.weights)})
 
     def frozen(self) -> dict[str, Overrides]:
@@ -43,16 +48,23 @@ class MultiTeacher(Scheme):
 
     def stages(self, setting: Setting) -> tuple[Stage, ...]:
         names = self._names()
-        gate = Gate(among=names) if self.gate == "confidence" else None
-        equal = 1.0 if gate else 1 / len(names)
+        equal = 1 / len(names) if self.gate == "none" else 1.0
         weights = self.weights or (equal,) * len(names)
         distilling = setting.distilling(teachers=names)
         if len(distilling) == len(names):
-            distilling = tuple(
-                dataclasses.replace(times(term, weight), gate=gate) for term, weight in zip(distilling, weights, strict=True)
-            )
+            distilling = self._gated(tuple(times(term, weight) for term, weight in zip(distilling, weights, strict=True)))
         terms = tuple(term for term in (setting.task, *distilling) if counts(term))
         return (Stage(name="distil" if distilling else "train", terms=terms, optim=setting.optim),)
+
+    def _gated(self, terms: tuple[Term, ...]) -> tuple[Term, ...]:
+        """The terms under the scheme's gate; a learned one's parameters are those of the first term."""
+        names = self._names()
+        if self.gate == "none":
+            return terms
+        if self.gate == "confidence":
+            return tuple(dataclasses.replace(term, gate=Gate(among=names)) for term in terms)
+        first, *others = (dataclasses.replace(term, gate=LearnedGate(among=names, holder=terms[0].name)) for term in terms)
+        return (dataclasses.replace(first, loss=HoldsGate(of=first.loss, teachers=len(names))), *others)
 
     def _names(self) -> tuple[str, ...]:
         return ("teacher", *(f"teacher{i}" for i in range(2, len(self.teachers) + 1)))

@@ -128,5 +128,5 @@ def test_options():
         build("compression", {"name": "binary", "granularity": "group"})
     with pytest.raises(UsageError, match=r"^compression\.recover_epochs must be at least 0, got -2"):
         build("compression", {"name": "ternary", "recover_epochs": -2})
-    with pytest.raises(UsageError, match=r"^only=x names no weight of this network \(known: conv/kernel, fc1/kernel\)"):
+    with pytest.raises(UsageError, match=r"^only='x' names no weight of this network \(known: conv/kernel, fc1/kernel\)"):
         Binary(only="x").init(KEY, PARAMS)

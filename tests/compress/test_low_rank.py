@@ -121,5 +121,5 @@ def test_wrong_options_are_one_line():
             build("compression", {"name": "low_rank", key: value})
     with pytest.raises(UsageError, match=r"smaller: the largest, conv/kernel \[3, 3, 4, 12\], has 1728 bytes and would"):
         LowRank(rank=100).init(KEY, PARAMS)
-    with pytest.raises(UsageError, match=r"only='itm' names no weight \(known: .*did you mean 'item'"):
+    with pytest.raises(UsageError, match=r"only='itm' names no weight of this network \(known: .*did you mean 'item'"):
         LowRank(only="itm").init(KEY, PARAMS)

@@ -117,5 +117,5 @@ def test_options():
     for value, found in ((1.5, "1.5"), (9.0, "9.0")):
         with pytest.raises(UsageError, match=rf"^compression\.mean_bits must be from 2 to 8, got {found}"):
             build("compression", {"name": "mixed_precision", "mean_bits": value})
-    with pytest.raises(UsageError, match=r"^mixed_precision needs weights"):
+    with pytest.raises(UsageError, match=r"^this network has no weights"):
         MixedPrecision().init(KEY, {"fc": {"bias": np.zeros(3, np.float32)}})

@@ -154,7 +154,7 @@ def test_effective_parameters_and_gradients_are_masked(own):
 
 def test_only_some_leaves():
     assert set(masks(MagnitudePrune(only="fc1/*, it*"))) == {"fc1/kernel", "items/embedding"}
-    with pytest.raises(UsageError, match=r"^only='fc9' names no weight of this network \(its weights: conv/kernel, fc1/kernel"):
+    with pytest.raises(UsageError, match=r"^only='fc9' names no weight of this network \(known: conv/kernel, fc1/kernel"):
         masks(MagnitudePrune(only="fc9"))
     with pytest.raises(UsageError, match=r"^nm_prune: conv/kernel has 2 inputs, which groups of m=4 do not divide; choose"):
         masks(NMPrune(only="conv/*,fc1/*"))

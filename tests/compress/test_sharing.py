@@ -124,5 +124,5 @@ def test_wrong_options_are_one_line():
             build("compression", {"name": "weight_sharing", key: value})
     with pytest.raises(UsageError, match=r"no chosen weight smaller: the largest, fc2/kernel \[2, 3\], has 24 bytes and would"):
         WeightSharing(only="fc2/*").init(KEY, PARAMS)
-    with pytest.raises(UsageError, match=r"compression=weight_sharing: only='fc3/\*' names no weight"):
+    with pytest.raises(UsageError, match=r"only='fc3/\*' names no weight"):
         WeightSharing(only="fc3/*").init(KEY, PARAMS)

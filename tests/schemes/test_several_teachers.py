@@ -73,7 +73,7 @@ def test_a_loss_of_labels_is_one_term_and_a_schedule_is_scaled():
         ({"teachers": [1, 2]}, "scheme.teachers must be a list of changes such as"),
         ({"weights": [1.0]}, "scheme.weights must be one a teacher, got 1 for 2 teachers"),
         ({"weights": [1.0, -2.0]}, "scheme.weights[1] must be at least 0, got -2.0"),
-        ({"gate": "entropy"}, "scheme.gate must be one of none, confidence, got 'entropy'"),
+        ({"gate": "entropy"}, "scheme.gate must be one of none, confidence, learned, got 'entropy'"),
     ],
 )
 def test_bad_options(changes, message):

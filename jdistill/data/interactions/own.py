@@ -1,6 +1,7 @@
 """A user's own file of interactions: CSV, TSV or Parquet, read in pieces."""
 
 import contextlib
+import dataclasses
 import gzip
 from collections.abc import Generator
 from pathlib import Path
@@ -19,6 +20,8 @@ SEPARATORS = (",", "\t", ";", "|", " ")
 NO_VALUE = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")
 _ROWS = 1 << 19
 """Rows held as text at a time."""
+_FOLDED = 1 << 20
+"""At least so many rows are added between two removals of duplicates."""
 
 
 @interaction_data("interactions")
@@ -39,8 +42,9 @@ def interactions_file(
     without times, follow the order of the file. Errors, each one line that names the row (from 1, the header not counted):
     an id, value or time that is missing, a value that is no finite number or below 0, a time that is neither a number nor
     ISO 8601. Users of fewer than 3 interactions are trained on and not evaluated; one whose first interaction is held
-    out (split=temporal) is evaluated with an empty history. Text is read in pieces: what stays in memory is 8 to 20 bytes
-    a row and each different id once.
+    out (split=temporal) is evaluated with an empty history. Text is read in pieces, and repetitions are removed on the way:
+    memory grows with the different pairs of user and item and with the different ids, not with the size of the file
+    (duplicates=error removes nothing and holds every row until the end).
 
     Args:
       path: the file.
@@ -63,11 +67,12 @@ def interactions_file(
     if not file.is_file():
         raise UsageError(f"path '{path}' is {'a folder' if file.is_dir() else 'missing'}; name a CSV, TSV or Parquet file")
     columns = {"user": user, "item": item, "value": value, "time": time}
-    reader = Reader(file, {kind: column for kind, column in columns.items() if column is not None})
+    reader = Reader(file, {kind: column for kind, column in columns.items() if column is not None}, duplicates)
     with contextlib.closing(pieces(file, list(reader.columns.values()), separator)) as parts:
         for piece in parts:
             reader.add(piece)
-    log = without_duplicates(reader.log(), duplicates)
+    log = reader.log()
+    log = without_duplicates(log, duplicates) if duplicates == "error" else log
     log = log if threshold is None else implicit(log, threshold)
     if not len(log):
         raise UsageError(f"threshold {threshold} leaves none of the {reader.rows} rows of {file.name}; lower it")
@@ -80,13 +85,16 @@ class Reader:
     Attributes:
       file: named in errors.
       columns: "user", "item", "value", "time" -> the name of the file's column, of those that there are.
+      duplicates: as in `without_duplicates`: "last" and "sum" are applied on the way, whenever the rows have doubled; with
+        "error" all rows are kept, as they came.
       rows: how many rows were added.
     """
 
-    def __init__(self, file: Path, columns: dict[str, str]) -> None:
-        self.file, self.columns, self.rows = file, columns, 0
+    def __init__(self, file: Path, columns: dict[str, str], duplicates: str = "error") -> None:
+        self.file, self.columns, self.duplicates, self.rows = file, columns, duplicates, 0
         self._numbers: dict[str, dict[str, int]] = {"user": {}, "item": {}}
-        self._parts: dict[str, list[np.ndarray]] = {kind: [] for kind in columns}
+        self._parts: dict[str, list[np.ndarray]] = {kind: [] for kind in {**columns, "value": ""}}
+        self._kept = self._added = 0  # rows after the last removal of duplicates, and since
         self._numeric_time = True
 
     def add(self, piece: pd.DataFrame) -> None:
@@ -100,22 +108,47 @@ class Reader:
             self._refuse(text.isna().to_numpy(), text, kind, "is missing", "fill it in or remove the row")
             parse = {"user": self._ids, "item": self._ids, "value": self._values, "time": self._times}[kind]
             self._parts[kind].append(parse(kind, text))
+        if "value" not in self.columns:
+            self._parts["value"].append(np.ones(len(piece), np.float32))
         self.rows += len(piece)
+        self._added += len(piece)
+        if self.duplicates != "error" and self._added >= max(_FOLDED, self._kept):
+            self._fold()
 
     def log(self) -> Interactions:
-        """The log of all rows added.
+        """The log of all rows added, without duplicates unless they are an error.
 
         Raises:
           UsageError: no row was added.
         """
         if not self.rows:
             raise UsageError(f"{self.file} has a header and no rows; fill it or name another file")
-        arrays = {kind: np.concatenate(self._parts.pop(kind)) for kind in self.columns}
-        names = (np.array(list(self._numbers[kind]), dtype=object) for kind in ("user", "item"))
-        value = arrays.get("value")
-        if value is None:
-            value = np.ones(self.rows, np.float32)
-        return Interactions(arrays["user"], arrays["item"], value, arrays.get("time"), *names)
+        if self.duplicates != "error" and self._added:
+            self._fold()
+        log = self._joined()
+        user_names, item_names = (np.array(list(self._numbers[kind]), dtype=object) for kind in ("user", "item"))
+        value = log.value.astype(np.float32, copy=False)
+        return dataclasses.replace(log, value=value, user_names=user_names, item_names=item_names)
+
+    def _joined(self) -> Interactions:
+        """The parts as one log, which leaves none; its ids have no names yet."""
+        arrays: dict[str, np.ndarray] = {}
+        for kind, parts in self._parts.items():
+            arrays[kind] = np.concatenate(parts)
+            parts.clear()  # now, not after the last: memory holds one column twice, not all
+        unnamed = (np.broadcast_to("", len(self._numbers[kind])) for kind in ("user", "item"))
+        return Interactions(arrays["user"], arrays["item"], arrays["value"], arrays.get("time"), *unnamed)
+
+    def _fold(self) -> None:
+        """Leaves one row for each user and item; sums are kept in float64, so that folding often does not round often."""
+        log = self._joined()
+        kept = without_duplicates(log, "last")
+        if self.duplicates == "sum" and len(kept) < len(log):
+            order = np.argsort(kept.pairs)
+            place = order[np.searchsorted(kept.pairs, log.pairs, sorter=order)]
+            kept = dataclasses.replace(kept, value=np.bincount(place, log.value, len(kept)))
+        self._parts = {kind: [getattr(kept, kind)] for kind in self._parts}
+        self._kept, self._added = len(kept), 0
 
     def _ids(self, kind: str, text: pd.Series) -> np.ndarray:
         codes, names = pd.factorize(text)
