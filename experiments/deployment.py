@@ -143,7 +143,7 @@ def with_times(rows: Sequence[Row], times: Sequence[Row]) -> list[Row]:
 def about() -> Row:
     """Where a part was measured."""
     found = environment()
-    return {key: found[key] for key in ("machine", "system", "python", "jax", "commit") if key in found}
+    return {key: found[key] for key in ("machine", "system", "python", "commit")}
 
 
 def read(path: Path) -> Row | None:
@@ -173,13 +173,28 @@ def table(parts: Mapping[str, Row]) -> Table:
         "CPU: median processor time of a call, NumPy in, NumPy out, on one core; over float32: its ratio to the same runtime's"
         " float32, the geometric mean over rounds of one interleaved run, with a 95 % interval.",
         *(refusal(row) for row in every if "refused" in row),
-        *(f"{name}: {', '.join(str(value) for value in part['environment'].values())}" for name, part in parts.items()),
+        *(f"{SHOWN[family]}: parts are of different networks; measure them anew with one --sweeps" for family in mixed(every)),
+        *(f"{name}: {where(part)}" for name, part in parts.items()),
     ]
     return Table(columns, rows, tuple(notes), "bytes")
 
 
 def refusal(row: Row) -> str:
     return f"refused: {SHOWN[row['family']]}, {row['runtime']}, {WEIGHTS[row['int8']]}: {row['refused']}"
+
+
+def mixed(rows: Sequence[Row]) -> list[str]:
+    """Families whose rows are not all of the same trained network."""
+    networks = {(row["family"], row["artifact"]) for row in rows if "artifact" in row}
+    return [family for family in FAMILIES if sum(name == family for name, _ in networks) > 1]
+
+
+def where(part: Row) -> str:
+    """The machine and the versions of a part."""
+    found, versions = part["environment"], next((row["versions"] for row in part["rows"] if "versions" in row), {})
+    packages = {"Python": found["python"], **{name: value for name, value in versions.items() if name != "jdistill"}}
+    shown = ", ".join(f"{name} {value}" for name, value in packages.items())
+    return f"{found['machine']}, {found['system']}, {shown}, commit {found['commit'][:12] if found['commit'] else 'unknown'}"
 
 
 def columns_of(batch: int) -> tuple[Column, ...]:

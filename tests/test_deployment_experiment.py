@@ -19,7 +19,12 @@ def script(monkeypatch):
 
 def exported(runtime, int8, size):
     metric = {"name": "accuracy", "jax": 0.5, "exported": 0.5 + (int8 != "none") / 4, "difference": 0.0}
-    return {"family": "mlp", "runtime": runtime, "int8": int8, "bytes": size, "largest": 1e-6, "rms": 1e-7, "metric": metric}
+    row = {"family": "mlp", "runtime": runtime, "int8": int8, "bytes": size, "largest": 1e-6, "rms": 1e-7, "metric": metric}
+    return {**row, "artifact": "one", "versions": {runtime: "1.2"}}
+
+
+def of(machine):
+    return {"machine": machine, "system": "Linux", "python": "3.11", "commit": None}
 
 
 def times(*cpu):
@@ -47,8 +52,8 @@ def test_parts_become_one_table(script):
     refused = {"family": "mlp", "runtime": "litert", "int8": "static", "refused": "too far"}
     litert = [exported("litert", "none", 300), exported("litert", "dynamic", 200), refused]
     parts = {
-        "onnx": {"rows": script.with_times(onnx, times(2.0, 1.0, 5.0)), "environment": {"machine": "one"}},
-        "litert": {"rows": script.with_times(litert, times(4.0, 6.0, 5.0)), "environment": {"machine": "two"}},
+        "onnx": {"rows": script.with_times(onnx, times(2.0, 1.0, 5.0)), "environment": of("one")},
+        "litert": {"rows": script.with_times(litert, times(4.0, 6.0, 5.0)), "environment": of("two")},
     }
     table = script.table(parts)
     shown = [[row[key] for key in ("runtime", "weights", "smaller", "cpu_1", "cpu_ratio_1")] for row in table.rows]
@@ -60,7 +65,10 @@ def test_parts_become_one_table(script):
     ]
     text = render(table, "markdown")
     assert "0.7500" in text and "litert, int8 static, too far" in text.replace(": ", ", ")
-    assert "onnx: one" in text and "litert: two" in text
+    assert "onnx: one, Linux, Python 3.11, onnx 1.2" in text and "litert: two, Linux, Python 3.11, litert 1.2" in text
+    assert "different networks" not in text
+    parts["litert"]["rows"][0]["artifact"] = "another"
+    assert "MLP 784-1200-1200-10, Fashion-MNIST: parts are of different networks" in render(script.table(parts), "markdown")
 
 
 def test_a_file_is_written_for_each_runtime_that_is_installed(script, tmp_path, monkeypatch, capsys):
