@@ -167,7 +167,7 @@ def forward_pass(
         if term.loss.drawn:
             context = _on_drawn(term, context)
         values, loss_state[term.name] = term.loss.evaluate(params["loss"][term.name], loss_state[term.name], context)
-        means[term.name] = term.mean(values, known, batch)
+        means[term.name] = term.mean(values, known, batch, params["loss"])
     total = sum((term.weight * means[term.name] for term in stage.terms), start=jnp.zeros(()))
     return Passed(total, means, outputs, jax.lax.stop_gradient({**changed, "loss": loss_state}))
 
