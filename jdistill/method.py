@@ -42,12 +42,13 @@ class Gate:
 class LearnedGate:
     """How much of each example a teacher among several may teach, learned from what all of them say of it.
 
-    Weight [B] of teacher k of M: softmax_j(w_j . z + b_j)_k, z [B, M K] the teachers' logits side by side, which adds up to
-    1 over the teachers. It has the form of the teacher gating of Zhu et al. 2020, https://arxiv.org/abs/2011.04106: a softmax
+    Weight [B] of teacher k of M: softmax_j(w_j . z + b_j)_k, z [B, M K] the teachers' logits side by side, which adds up to 1
+    over the teachers. It has the form of the teacher gating of Zhu et al. 2020, https://arxiv.org/abs/2011.04106: a softmax
     whose w_j and b_j are learned, over all teachers' outputs. That those are the logits, that the shares weigh terms (and not
-    logits), that w and b start at 0 (equal shares) and that nothing but the gated terms trains them are choices made here: no gradient goes through the weights to
-    the student, none to the teachers. The objective being the weighted sum of the terms, shares move to the teacher whose
-    term is smaller: the one that the student follows most easily, not the one that is most often right.
+    logits), that w and b start at 0 (equal shares) and that nothing but the gated terms trains them are choices made here: no
+    gradient goes through the weights to the student, none to the teachers. The objective being the weighted sum of the terms,
+    shares move to the teacher whose term is smaller: the one that the student follows most easily, not the one that is most
+    often right.
 
     Attributes:
       among: names of the teachers, this term's included, in the order of w and b.
