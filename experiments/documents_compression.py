@@ -6,7 +6,7 @@ network of 10^8 and one of 10^7 parameters, of which no numbers are published. H
     python experiments/documents_compression.py [--seeds 3] [--methods plain,distilled]
     python experiments/documents_compression.py --full      with a GPU: ResNet-56 into ResNet-8, all images, 200 epochs
 
-needs CIFAR-10 in $JDISTILL_DATA (or a network). Without --full: MLPs of 1,707,274 and 167,860 parameters, all 50,000 training
+needs CIFAR-10 in $JDISTILL_DATA (or a network). Without --full: MLPs of 1,707,274 and 167,902 parameters, all 50,000 training
 images, 10 epochs: a size that two CPU cores finish. Finished runs are kept in sweeps/ and not repeated.
 "structure" removes neurons (channels) physically; "global" is one scale a layer, "local" one a channel. In the orders D is
 distillation (10 epochs), P pruning of half of the weights, Q int8 weights with quantization-aware training; P and Q are trained
