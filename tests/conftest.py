@@ -1,6 +1,7 @@
 """Shared by all tests: a compilation cache (compiling dominates), and a clean environment."""
 
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -13,6 +14,14 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llv
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
 
 import pytest  # noqa: E402
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """Compiled programs go with their test file: thousands of them in one process use up the memory maps it may have."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
 
 
 @pytest.fixture(autouse=True)
