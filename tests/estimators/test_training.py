@@ -162,7 +162,7 @@ REFUSED = {
     "online": ({"scheme": "online"}, (), r"^student=tree is fitted once, got scheme=online"),
     "several teachers": ({"scheme": "multi_teacher"}, (), r"^student=tree is fitted once, got scheme=multi_teacher"),
     "recovery": (
-        {"compression": "prune"}, (("compression.recover_epochs", 1),), r"^student=tree is fitted once; leave recover_epochs at 0"
+        {"compression": "prune"}, (("compression.recover_epochs", 1),), r"^student=tree is fitted once; leave recover_epochs"
     ),
     "a scheduled weight": ({}, (("loss.weight", SCHEDULE),), r"^loss.weight is a schedule, but student=tree is fitted once"),
     "a scheduled temperature": ({}, (("loss.temperature", SCHEDULE),), r"^loss.temperature is a schedule, but student=tree"),
