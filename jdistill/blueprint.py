@@ -12,7 +12,7 @@ import numpy as np
 
 from jdistill import config as configs
 from jdistill import distributed, rows, schedules
-from jdistill.compress.base import Compressor, Stored, Subject, Training, enter
+from jdistill.compress.base import Compressor, Stored, Subject, Training, entered
 from jdistill.compress.pipeline import ordered
 from jdistill.data import Dataset, load_dataset
 from jdistill.errors import UsageError
@@ -349,13 +349,10 @@ def _trace(blueprint: Blueprint) -> dict[str, frozenset[str]]:
 
 def _last_steps(blueprint: Blueprint, state: TrainState) -> Stored:
     """The student after the steps that nothing is trained under: traced, for what they refuse."""
-    steps, parts, sample = blueprint.compressors, blueprint.parts({}), sample_of(blueprint.arrays())
-    rows = partial(calibration_rows, parts, None, sample)
+    rows = partial(calibration_rows, blueprint.parts({}), None, sample_of(blueprint.arrays()))
     subject = Subject(blueprint.student, blueprint.inputs, state.model_state["student"], rows)
     student = Stored(state.params["student"], state.compressor_state)
-    for i in range(len(student.states), len(steps)):
-        student = enter(steps[: i + 1], student, jax.random.key(0), subject=subject)
-    return student
+    return entered(blueprint.compressors, student, jax.random.key(0), subject)
 
 
 def _abstract_tables(blueprint: Blueprint) -> dict[str, Any]:

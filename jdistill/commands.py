@@ -146,8 +146,7 @@ def export(arguments: list[str]) -> int:
         card = exporting.read_card(given.check)
         print(f"{given.check}: {', '.join(card['files'])} for {card['runtime']}, unchanged")
         return 0
-    batches = [int(word) if word.isdecimal() else 0 for word in _words(given.batch) or []]
-    folder = exporting.export(given.run, given.to, int8=given.int8, out=given.out, batches=batches)
+    folder = exporting.export(given.run, given.to, int8=given.int8, out=given.out, batches=_sizes(given.batch))
     print(f"exported to {folder} (MODEL_CARD.md says what it is)")
     return 0
 
@@ -174,9 +173,13 @@ def latency(arguments: list[str]) -> int:
 
     from jdistill.measure.command import compare
 
-    batches = [int(word) if word.isdecimal() else 0 for word in _words(given.batch) or []]
-    print(compare(given.paths, batches, given.repeats, given.rounds, _words(given.runtime) or ["jax"], given.out))
+    print(compare(given.paths, _sizes(given.batch), given.repeats, given.rounds, _words(given.runtime) or ["jax"], given.out))
     return 0
+
+
+def _sizes(text: str) -> list[int]:
+    """The numbers of `1,256`; 0, which is refused, for what is none."""
+    return [int(word) if word.isdecimal() else 0 for word in _words(text) or []]
 
 
 def write_report(folder: Path, **options: Any) -> str:

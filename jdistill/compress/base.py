@@ -308,15 +308,20 @@ def _kept(step: Compressor, earlier: PyTree, state: PyTree) -> PyTree:
     return {name: value for name, value in held.items() if value is not None}
 
 
+def entered(steps: tuple[Compressor, ...], stored: Stored, key: Array, subject: Subject | None = None) -> Stored:
+    """The student after those of `steps` that no stage has entered yet."""
+    for i in range(len(stored.states), len(steps)):
+        stored = enter(steps[: i + 1], stored, jax.random.fold_in(key, i), subject=subject)
+    return stored
+
+
 def finished(steps: tuple[Compressor, ...], stored: Stored, key: Array, subject: Subject | None = None) -> Stored:
     """The student after those of `steps` that no stage has entered yet, under all constraints: as it is written.
 
     Raises:
       RunError: a step left nothing of a layer, or data told it nothing.
     """
-    steps = schedules.at_end(tuple(steps))
-    for i in range(len(stored.states), len(steps)):
-        stored = enter(steps[: i + 1], stored, jax.random.fold_in(key, i), subject=subject)
+    steps, stored = schedules.at_end(tuple(steps)), entered(steps, stored, key, subject)
     params = _constrained(steps, stored.params, stored.states)
     for step, state in zip(steps, stored.states, strict=True):
         step.check(params, state)

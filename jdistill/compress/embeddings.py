@@ -53,8 +53,21 @@ class TableForm(WeightForm):
         return found
 
 
+@pytree
 class HashedForm(TableForm):
-    """A form of tables whose stored arrays do not tell how many rows the table had."""
+    """A form of tables in which ids share `rows` rows, or `share` of them; stored arrays do not tell how many there were."""
+
+    advice: ClassVar[str] = "set fewer rows or a smaller share"
+
+    rows: int = static(default=0)
+    share: float = static(default=0.25)
+    only: str = static(default="")
+    recover_epochs: int = static(default=5)
+
+    def __post_init__(self) -> None:
+        require_nonnegative(rows=self.rows, recover_epochs=self.recover_epochs)
+        require_positive(share=self.share)
+        require_fraction(share=self.share)
 
     def begin(self, key: Array, weight: Array) -> Array:
         """[rows] zeros, a bit each in the file: shapes are what a compiled program knows."""
@@ -92,17 +105,6 @@ class HashEmbedding(HashedForm):
     """
 
     option: ClassVar[str] = "hash_embedding"
-    advice: ClassVar[str] = "set fewer rows or a smaller share"
-
-    rows: int = static(default=0)
-    share: float = static(default=0.25)
-    only: str = static(default="")
-    recover_epochs: int = static(default=5)
-
-    def __post_init__(self) -> None:
-        require_nonnegative(rows=self.rows, recover_epochs=self.recover_epochs)
-        require_positive(share=self.share)
-        require_fraction(share=self.share)
 
     def bits(self, name: str, shape: tuple[int, ...]) -> int:
         del name
@@ -135,18 +137,11 @@ class QREmbedding(HashedForm):
     """
 
     option: ClassVar[str] = "qr_embedding"
-    advice: ClassVar[str] = "set fewer rows or a smaller share"
 
-    rows: int = static(default=0)
-    share: float = static(default=0.25)
     operation: str = static(default="multiply")
-    only: str = static(default="")
-    recover_epochs: int = static(default=5)
 
     def __post_init__(self) -> None:
-        require_nonnegative(rows=self.rows, recover_epochs=self.recover_epochs)
-        require_positive(share=self.share)
-        require_fraction(share=self.share)
+        super().__post_init__()
         require_one_of(("multiply", "add"), operation=self.operation)
 
     def bits(self, name: str, shape: tuple[int, ...]) -> int:

@@ -11,6 +11,7 @@ from jdistill.export.card import Card, make_card, read_card, write_card, written
 from jdistill.export.model import Deployable, read_run
 from jdistill.export.parity import metric, verdict
 from jdistill.export.runtimes import Runner, load, require
+from jdistill.measure.timing import require_batches
 
 RUNTIMES = ("stablehlo", "onnx", "litert")
 INT8 = ("none", "dynamic", "static")
@@ -63,8 +64,7 @@ def _require(to: str, int8: str, batches: Sequence[int]) -> None:
         raise unknown("--int8", int8, INT8)
     if to == "stablehlo" and int8 != "none":
         raise UsageError(f"stablehlo is float32, got --int8 {int8}; use --to onnx or --to litert")
-    if not batches or min(batches) < 1 or len(set(batches)) < len(batches):
-        raise UsageError(f"--batch must be different positive integers such as 1,256, got {','.join(map(str, batches))}")
+    require_batches(batches)
     require(to)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from jdistill.checkpoint import write_atomically
 from jdistill.errors import UsageError
 from jdistill.measure.interleaved import Subject, interleaved, load_average, one_core
-from jdistill.measure.timing import BATCHES
+from jdistill.measure.timing import BATCHES, require_batches
 from jdistill.report.cells import Column, Table
 from jdistill.report.render import render
 
@@ -141,8 +141,7 @@ def _check(paths: Sequence[Path], batches: Sequence[int], repeats: int, rounds: 
             raise UsageError(f"{path} is a sweep; give the folders of the runs in it that are to be compared")
     if len(set(paths)) < len(paths):
         raise UsageError("a folder is given twice; each model is timed once")
-    if not batches or min(batches) < 1 or len(set(batches)) < len(batches):
-        raise UsageError(f"--batch must be different positive integers such as 1,256, got {','.join(map(str, batches))}")
+    require_batches(batches)
     if repeats < 1 or rounds < 2:
         raise UsageError(f"--repeats must be at least 1 and --rounds at least 2, got {repeats} and {rounds}")
     for path in out:

@@ -8,12 +8,19 @@ import jax
 import numpy as np
 from jax import Array
 
+from jdistill.errors import UsageError
 from jdistill.train import forward
 from jdistill.types import Model, PyTree
 
 BATCHES = (1, 256)
 WARM_UP = 5
 MAX_SECONDS = 1.0
+
+
+def require_batches(batches: Sequence[int]) -> None:
+    """Raises `UsageError` for batch sizes that are not different positive integers."""
+    if not batches or min(batches) < 1 or len(set(batches)) < len(batches):
+        raise UsageError(f"--batch must be different positive integers such as 1,256, got {','.join(map(str, batches))}")
 
 
 class Time(NamedTuple):
