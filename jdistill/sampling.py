@@ -171,15 +171,20 @@ def without_replacement(key: Array, log_weights: Array, size: int) -> Array:
 
 
 def popularity_groups(popularity: Array, groups: int) -> Array:
-    """Of each item the number [items] int32 of its group, 0 the most popular: `groups` parts of about equal total popularity.
+    """Of each item the number [items] int32 of its group, 0 the most popular; groups of equal total popularity (UnKD, WSDM'23).
 
-    An item is in part p if those before it, by falling popularity (ties by number), have p to p + 1 parts of the total.
+    Items ordered by falling popularity (ties by number) lie one after the other on a line, each as long as it is popular;
+    the line is cut into `groups` equal parts, and an item belongs to the part in which it begins. So a total differs from
+    equal by less than one item at each end, and an item more popular than a whole part leaves groups empty. Items that
+    nobody met are in the last group.
     """
     order = jnp.argsort(-popularity, stable=True)
     ordered = popularity[order]
-    before = jnp.cumsum(ordered) - ordered
-    share = jnp.maximum(-(-popularity.sum() // groups), 1)
-    return jnp.zeros(popularity.shape, jnp.int32).at[order].set(jnp.minimum(before // share, groups - 1).astype(jnp.int32))
+    before, total = jnp.cumsum(ordered) - ordered, ordered.sum()
+    part = jnp.arange(1, groups, dtype=ordered.dtype)
+    cuts = part * (total // groups) - (-part * (total % groups) // groups)  # p / groups of the total, rounded up: no overflow
+    found = jnp.searchsorted(cuts, before, side="right", method="compare_all")
+    return jnp.zeros(popularity.shape, jnp.int32).at[order].set(found.astype(jnp.int32))
 
 
 def nth_true(mask: Array, n: Array) -> Array:

@@ -10,6 +10,7 @@ from scipy.stats import chisquare
 
 from jdistill import sampling
 from jdistill.sampling import Known, Lists, Ranking, absent, as_lists, nth_absent
+from tests.reference import ranked as reference
 
 ITEMS = 11
 MET = [set(), {0}, {ITEMS - 1}, {0, 1, 2, ITEMS - 1}, {3, 4, 8}, set(range(ITEMS)) - {6}, set(range(ITEMS))]
@@ -169,15 +170,11 @@ def test_the_first_of_each_value(ids):
 
 
 @pytest.mark.parametrize("groups", [1, 2, 3, 5])
-def test_popularity_groups_have_about_equal_totals(groups):
-    popularity = np.random.default_rng(3).geometric(0.05, 60).astype(np.int32)
+def test_popularity_groups_where_a_product_would_overflow(groups):
+    popularity = np.random.default_rng(3).integers(0, 50_000_000, 60).astype(np.int32)
+    assert groups == 1 or int(popularity.sum()) * groups > 2**31 - 1 > int(popularity.sum())
     found = np.asarray(jax.jit(sampling.popularity_groups, static_argnums=1)(jnp.asarray(popularity), groups))
-    order = sorted(range(60), key=lambda i: (-popularity[i], i))
-    share, before, expected = -(-int(popularity.sum()) // groups), 0, {}
-    for item in order:
-        expected[item] = min(before // share, groups - 1)
-        before += int(popularity[item])
-    assert found.tolist() == [expected[i] for i in range(60)]
+    assert found.tolist() == reference.popularity_groups(popularity, groups).tolist()
 
 
 @pytest.mark.parametrize("width", [1, 31, 32, 33, 100])

@@ -7,8 +7,10 @@ user are [M] float64 in [0, 1], NaN for a user without relevant items; means lea
 
 from collections.abc import Callable, Sequence
 
+import jax.numpy as jnp
 import numpy as np
 
+from jdistill import sampling
 from jdistill.errors import UsageError
 
 
@@ -86,22 +88,10 @@ def novelty_at_k(top: np.ndarray, popularity: np.ndarray, users: int, k: int) ->
 
 
 def popularity_groups(popularity: np.ndarray, groups: int) -> np.ndarray:
-    """[items] int32: the group of each item, 0 the most popular, groups of equal total popularity (UnKD, WSDM'23).
-
-    Items ordered by falling popularity (ties by number) lie one after the other on a line, each as long as it is popular;
-    the line is cut into `groups` equal parts, and an item belongs to the part in which it begins. So a total differs from
-    equal by less than one item at each end, and an item more popular than a whole part leaves groups empty. Items that
-    nobody met are in the last group. Raises `UsageError` for less than one group.
-    """
+    """[items] int32: the group of each item, as `sampling.popularity_groups` cuts them; `UsageError` for less than one."""
     if groups < 1:
         raise UsageError(f"items fall into 1 popularity group or more, got {groups}")
-    popularity = np.asarray(popularity, np.int64)
-    order = np.argsort(-popularity, kind="stable")
-    before = np.cumsum(popularity[order]) - popularity[order]
-    group = np.empty(len(popularity), np.int32)
-    group[order] = np.minimum(before * groups // max(int(popularity.sum()), 1), groups - 1)
-    group[popularity == 0] = groups - 1
-    return group
+    return np.asarray(sampling.popularity_groups(jnp.asarray(popularity, jnp.int32), groups))
 
 
 def ranking_metrics(

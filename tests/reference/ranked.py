@@ -97,10 +97,9 @@ def unkd(logits: np.ndarray) -> np.ndarray:
 
 
 def popularity_groups(popularity: np.ndarray, groups: int) -> np.ndarray:
-    share = max(-(-int(popularity.sum()) // groups), 1)
-    made, before = np.zeros(len(popularity), int), 0
+    total, made, before = int(popularity.sum()), np.zeros(len(popularity), int), 0
     for item in sorted(range(len(popularity)), key=lambda i: (-popularity[i], i)):
-        made[item] = min(before // share, groups - 1)
+        made[item] = before * groups // total if before < total else groups - 1
         before += int(popularity[item])
     return made
 
