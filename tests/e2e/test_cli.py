@@ -28,11 +28,6 @@ except SystemExit as end:
 """
 
 
-@pytest.fixture(autouse=True)
-def own_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 @pytest.mark.parametrize("command", ["--help", "--version", "table", "status"])
 def test_reading_commands_do_not_import_jax(command, tmp_path):
     arguments = [command] if command.startswith("--") else [command, str(small_sweep(tmp_path / "sweep"))]

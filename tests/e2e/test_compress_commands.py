@@ -14,11 +14,6 @@ SMALL = ("optim.epochs=2", "teacher.optim.epochs=2", "evaluate.latency=false")
 ONE = ("experiment=quickstart", "loss=none", *SMALL)
 
 
-@pytest.fixture(autouse=True)
-def own_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 def table(sweep):
     return list(csv.DictReader(io.StringIO(succeed("table", str(sweep), "--format", "csv").out)))
 

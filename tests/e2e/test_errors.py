@@ -56,11 +56,6 @@ WRONG = [
 ]  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def own_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 def refused(*arguments: str, pattern: str) -> None:
     """One line that matches `pattern`, exit code 2, and nothing written: no run, no sweep, no teacher."""
     before = files(Path())

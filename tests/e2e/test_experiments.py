@@ -16,11 +16,6 @@ OPEN = ("recommend", "documents_scenarios")
 EXPERIMENTS = [path for path in sorted((conf_dir() / "experiment").glob("*.yaml")) if path.stem not in OPEN]
 
 
-@pytest.fixture(autouse=True)
-def own_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 def data_sets(text: str) -> set[str]:
     """The data sets an experiment file names: its override, or what it sweeps over."""
     found = re.findall(r"^ *(?:- override /data|data): *([\w,]+) *$", text, re.M)

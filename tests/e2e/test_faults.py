@@ -32,9 +32,8 @@ SWEPT = Path("sweep")
 
 
 @pytest.fixture(autouse=True)
-def own_folder(tmp_path, monkeypatch):
-    """Without figures, which take longer than these sweeps."""
-    monkeypatch.chdir(tmp_path)
+def no_figures(monkeypatch):
+    """Figures take longer than these sweeps."""
     monkeypatch.setattr("jdistill.commands.write_report", lambda folder: f"table of {folder}")
 
 

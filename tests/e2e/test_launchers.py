@@ -24,11 +24,6 @@ LONG = (
 )  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def own_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
     """The sweep carried out in one process."""

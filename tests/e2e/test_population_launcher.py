@@ -42,11 +42,6 @@ class Noting(Callback):
 """
 
 
-@pytest.fixture(autouse=True)
-def own_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
     """One grid carried out three ways, in the same cache: {way: its folder}."""

@@ -20,16 +20,7 @@ SEQUENCES = ("data.history=6", "teacher=sasrec", "teacher.dim=8", "teacher.layer
 METRICS = {f"{name}_at_{k}" for name in ("recall", "ndcg", "hit_rate", "precision", "mrr", "map") for k in (5, 10)}
 
 
-@pytest.fixture(scope="module")
-def one_cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(autouse=True)
-def own_folder(tmp_path, monkeypatch, one_cache):
-    """Teachers are trained once for all tests."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("JDISTILL_CACHE", str(one_cache))
+pytestmark = pytest.mark.usefixtures("one_cache")
 
 
 def write(path, lines, header="user,item,time"):

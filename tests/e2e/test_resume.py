@@ -20,11 +20,6 @@ STEPS, TEACHER_STEPS = 40 * 8, 20 * 8
 SAME = ("artifact.safetensors", "metrics.jsonl")
 
 
-@pytest.fixture(autouse=True)
-def own_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 def partial(cache: Path) -> Path:
     """The folder of the one teacher that is being trained."""
     return next(iter((cache / "teachers").glob("*.partial")), cache / "none")

@@ -52,11 +52,6 @@ def small(*arguments: str) -> list[str]:
     return [*kept, *(argument for argument in arguments if not argument.startswith("~"))]
 
 
-@pytest.fixture(autouse=True)
-def own_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 def test_every_scheme_is_tried_here():
     assert set(SCHEMES) == set(options("scheme"))
 

@@ -16,11 +16,6 @@ SPACE = ("loss.temperature=interval(1,10)", "optim.lr=tag(log,interval(1e-3,1e-1
 SEARCH = ("-m", "hydra/sweeper=optuna", *TINY, *SPACE, "hydra.sweeper.batch=3", "hydra.sweep.dir=sweep")
 
 
-@pytest.fixture(autouse=True)
-def own_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 def trials(sweep: Path) -> list["optuna.trial.FrozenTrial"]:
     return optuna.load_study(study_name="search", storage=f"sqlite:///{sweep / 'study.db'}").trials
 

@@ -15,11 +15,6 @@ FAILING = ("-m", *TINY, "loss=none", "optim=sgd", "optim.lr=1e30,1e-3", "seed=0,
 ONE_BY_ONE = ("hydra.launcher.strategy=loop", "hydra.launcher.workers=1")
 
 
-@pytest.fixture(autouse=True)
-def own_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
     """A sweep of 8 jobs: (its folder, what it printed, its cache)."""

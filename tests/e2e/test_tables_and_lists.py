@@ -17,16 +17,7 @@ SHORT = (
 ALONE = tuple(key for key in SHORT if "launcher" not in key)
 
 
-@pytest.fixture(scope="module")
-def one_cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(autouse=True)
-def own_folder(tmp_path, monkeypatch, one_cache):
-    """Teachers are trained once for all tests."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("JDISTILL_CACHE", str(one_cache))
+pytestmark = pytest.mark.usefixtures("one_cache")
 
 
 def table(folder):

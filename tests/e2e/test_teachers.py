@@ -32,11 +32,6 @@ NEW = ("teacher.optim.epochs=150", "loss=kd")
 SAME = ("artifact.safetensors", "metrics.jsonl")
 
 
-@pytest.fixture(autouse=True)
-def own_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 def test_two_processes_train_a_new_teacher_once(tmp_path):
     cache = tmp_path / "cache"
     processes = [start(*TINY, *NEW, f"seed={seed}", f"hydra.run.dir=run{seed}", cwd=tmp_path) for seed in (0, 1)]
