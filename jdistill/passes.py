@@ -1,6 +1,6 @@
 """A forward pass: the networks of a stage on a (share of a) batch, then its losses. Pure; no optimizer here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -162,7 +162,7 @@ def forward_pass(
             student_network=student,
             teacher_network=network(term.teacher, frozen_too=True),
             initial=referred.get("initial"),
-            known=_known(frozen, term.teacher),
+            known=known_to(term, stage, frozen),
         )
         if term.loss.drawn:
             context = _on_drawn(term, context)
@@ -172,12 +172,24 @@ def forward_pass(
     return Passed(total, means, outputs, jax.lax.stop_gradient({**changed, "loss": loss_state}))
 
 
-def _known(frozen: PyTree, teacher: str | None) -> Known | None:
-    """What losses may draw from: the data's tables, with the teacher's ranking where there is one."""
+def known_to(term: Term, stage: Stage, frozen: PyTree) -> Known | None:
+    """What the loss of a term may draw from: the data's tables, and a ranking and a lookup of its own if there are any."""
     tables = frozen.get("tables", {})
     if "known" not in tables:
         return None
-    return tables["known"]._replace(ranking=tables.get("rankings", {}).get(teacher))
+    lookup = tables.get("lookups", {}).get((stage.name, term.name))
+    return tables["known"]._replace(ranking=tables.get("rankings", {}).get(term.teacher), lookup=lookup)
+
+
+def with_lookups(frozen: PyTree, stages: Iterable[Stage]) -> PyTree:
+    """`frozen` with the lookups of the losses that draw, each made once on the default device."""
+    lookups = {}
+    for stage in stages:
+        for term in stage.terms:
+            found = jax.jit(term.loss.lookup)(known_to(term, stage, frozen)) if term.loss.drawn else None
+            if jax.tree.leaves(found):
+                lookups[stage.name, term.name] = found
+    return {**frozen, "tables": {**frozen["tables"], "lookups": lookups}}
 
 
 def _on_drawn(term: Term, context: Context) -> Context:

@@ -45,12 +45,14 @@ class Known(NamedTuple):
       met: for each user the items met in training.
       popularity: [items] int32, training interactions of each item.
       ranking: of the teacher of the term that draws, or None.
+      lookup: what the loss made of the others before training (`Loss.lookup`); None where it was not made, or is nothing.
     """
 
     items: Any
     met: Lists
     popularity: Any
     ranking: Ranking | None = None
+    lookup: Any = None
 
 
 def as_lists(user: np.ndarray, value: np.ndarray, users: int) -> Lists:
@@ -185,22 +187,6 @@ def popularity_groups(popularity: Array, groups: int) -> Array:
     cuts = part * (total // groups) - (-part * (total % groups) // groups)  # p / groups of the total, rounded up: no overflow
     found = jnp.searchsorted(cuts, before, side="right", method="compare_all")
     return jnp.zeros(popularity.shape, jnp.int32).at[order].set(found.astype(jnp.int32))
-
-
-def nth_true(mask: Array, n: Array) -> Array:
-    """The place [B, P] int32 of the n-th (from 0; `n` [B, P]) true entry of each row of `mask` [B, M]; where none, the last.
-
-    Counted in blocks of 32 first: one pass over the mask, and P small ones.
-    """
-    width = min(32, mask.shape[1])
-    blocks = jnp.pad(mask, ((0, 0), (0, -mask.shape[1] % width))).reshape(mask.shape[0], -1, width)
-    counts = blocks.sum(axis=-1, dtype=jnp.int32)
-    ends = jnp.cumsum(counts, axis=1)
-    block = jnp.minimum((ends[:, None, :] <= n[:, :, None]).sum(axis=-1, dtype=jnp.int32), blocks.shape[1] - 1)
-    before = jnp.take_along_axis(ends - counts, block, axis=1)
-    inside = jnp.cumsum(blocks[jnp.arange(mask.shape[0])[:, None], block], axis=-1, dtype=jnp.int32)
-    place = (inside <= (n - before)[:, :, None]).sum(axis=-1, dtype=jnp.int32)
-    return jnp.minimum(block * width + place, mask.shape[1] - 1)
 
 
 def ranked_pairs(key: Array, count: Array, pairs: int, temperature: float | Array) -> tuple[Array, Array]:

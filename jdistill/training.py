@@ -8,6 +8,7 @@ import jax
 from jdistill.blueprint import Blueprint
 from jdistill.checkpoint import Checkpoints
 from jdistill.fitting import Member, Setup, sample_of
+from jdistill.passes import with_lookups
 from jdistill.sampling import Ranking
 from jdistill.stages import init_state
 from jdistill.train import Keys, Parts, TrainState, has_convolution
@@ -70,6 +71,7 @@ def training(
 
     if parts.sampler is not None:
         frozen = {**frozen, "tables": {**task.tables(dataset), "rankings": rankings or {}}}
+        frozen = with_lookups(frozen, members[0].method.stages)
     strategy, _ = choose_strategy(blueprint, members[0].initial)
     return Setup(
         parts=parts,

@@ -177,17 +177,6 @@ def test_popularity_groups_where_a_product_would_overflow(groups):
     assert found.tolist() == reference.popularity_groups(popularity, groups).tolist()
 
 
-@pytest.mark.parametrize("width", [1, 31, 32, 33, 100])
-def test_the_nth_true(width):
-    mask = np.random.default_rng(4).random((5, width)) < 0.4
-    mask[0] = False
-    n = np.tile(np.arange(min(width, 9)), (5, 1))
-    found = np.asarray(jax.jit(sampling.nth_true)(jnp.asarray(mask), jnp.asarray(n)))
-    for row, own in enumerate(mask):
-        places = np.flatnonzero(own)
-        assert found[row].tolist() == [int(places[k]) if k < len(places) else width - 1 for k in n[row]]
-
-
 @pytest.mark.parametrize("temperature", [1.0, 20.0])
 def test_ranked_pairs_differ_and_fall_off_with_rank(temperature):
     count, pairs = jnp.array([30, 30, 7, 2, 1]), 6000

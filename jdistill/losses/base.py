@@ -88,6 +88,14 @@ class Loss:
         """The items [B, drawn] int32 for `user` [B] int32."""
         raise NotImplementedError
 
+    def lookup(self, known: Known) -> PyTree:
+        """What `draw` reads off `known` alike in every step, so that training makes it once: `known.lookup`; None for most.
+
+        It may depend on static fields only. Where `known.lookup` is None, `draw` calls this itself.
+        """
+        del known
+        return None
+
     def adapt(self, student: Model, teacher: Model | None) -> Model:
         """The network that is trained and deployed: the student, unless the loss builds something of the two (SimKD).
 

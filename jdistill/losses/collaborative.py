@@ -153,18 +153,23 @@ class UnbiasedDistillation(RankedLoss):
 
     def draw(self, key: Array, known: Known, user: Array) -> Array:
         """The better items of the pairs, group by group, then the worse ones: [B, drawn] int32."""
-        best = best_items(known, self.depth, 2, "groups")[user]
-        group = sampling.popularity_groups(known.popularity, self.groups)[best]
-        better, worse = [], []
+        ordered, size = self.lookup(known) if known.lookup is None else known.lookup
+        start, better, worse = jnp.cumsum(size, axis=1) - size, [], []
         for g in range(self.groups):
-            mask = group == g
-            count = jnp.minimum(mask.sum(axis=1), self.top)
+            count = jnp.minimum(size[user, g], self.top)
             rank = sampling.ranked_pairs(jax.random.fold_in(key, g), count, self.pairs, self.temperature)
-            place = sampling.nth_true(mask, jnp.concatenate(rank, axis=1))
-            items = jnp.take_along_axis(best, place, axis=1)
+            place = start[user, g, None] + jnp.concatenate(rank, axis=1)
+            items = ordered[user[:, None], jnp.minimum(place, ordered.shape[1] - 1)]
             better.append(items[:, : self.pairs])
             worse.append(items[:, self.pairs :])
         return jnp.concatenate(better + worse, axis=1)
+
+    def lookup(self, known: Known) -> PyTree:
+        """Each user's ranked items [U, depth] int32 group by group, each group in the teacher's order; sizes [U, groups]."""
+        best = best_items(known, self.depth, 2, "groups")
+        group = sampling.popularity_groups(known.popularity, self.groups)[best]
+        ordered = jnp.take_along_axis(best, jnp.argsort(group, axis=1, stable=True), axis=1)
+        return ordered, jax.nn.one_hot(group, self.groups, dtype=jnp.int32).sum(axis=1)
 
     def __call__(self, params: PyTree, student: Outputs, teacher: Outputs | None, batch: Batch) -> Array:
         del params, teacher, batch

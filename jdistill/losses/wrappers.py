@@ -39,6 +39,9 @@ class Wrapper(Loss):
     def draw(self, key: Array, known: Known, user: Array) -> Array:
         return self.of.draw(key, known, user)
 
+    def lookup(self, known: Known) -> PyTree:
+        return self.of.lookup(known)
+
     def seen(self, outputs: Outputs) -> Outputs:
         """What `of` sees of a network."""
         return outputs
@@ -251,8 +254,17 @@ class Sum(Loss):
 
     def draw(self, key: Array, known: Known, user: Array) -> Array:
         """The items of each part that draws, in the order of the parts."""
-        parts = enumerate(self.losses)
-        return jnp.concatenate([one.draw(jax.random.fold_in(key, i), known, user) for i, one in parts if one.drawn], axis=1)
+        tables = self.lookup(known) if known.lookup is None else known.lookup
+        items = [
+            one.draw(jax.random.fold_in(key, i), known._replace(lookup=tables[i]), user)
+            for i, one in enumerate(self.losses)
+            if one.drawn
+        ]
+        return jnp.concatenate(items, axis=1)
+
+    def lookup(self, known: Known) -> PyTree:
+        """Those of the parts."""
+        return tuple(one.lookup(known) for one in self.losses)
 
     def __post_init__(self) -> None:
         if isinstance(self.weights, tuple):

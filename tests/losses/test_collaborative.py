@@ -7,8 +7,11 @@ import pytest
 
 from jdistill import sampling
 from jdistill.errors import UsageError
-from jdistill.losses import BidirectionalDistillation, CollaborativeDistillation, UnbiasedDistillation
+from jdistill.losses import BidirectionalDistillation, CollaborativeDistillation, Sum, UnbiasedDistillation
 from jdistill.losses.collaborative import rank_of
+from jdistill.method import Stage, Term
+from jdistill.optim import Optimizer
+from jdistill.passes import known_to, with_lookups
 from jdistill.registry import build, options
 from jdistill.types import Context, Network, Outputs
 from tests.reference import ranked as reference
@@ -23,8 +26,8 @@ UNKD = UnbiasedDistillation(groups=3, pairs=4, temperature=2.0, top=5, depth=20)
 BD = BidirectionalDistillation(samples=4, pool=10, epsilon=0.05)
 
 
-def drawn(loss, key, user):
-    return jax.jit(lambda key, known, user: loss.draw(key, known, user))(key, KNOWN, user)
+def drawn(loss, key, user, known=KNOWN):
+    return jax.jit(lambda key, known, user: loss.draw(key, known, user))(key, known, user)
 
 
 def context(loss, key=KEY, user=USER, student=WORLD.student, teacher=WORLD.teacher) -> Context:
@@ -132,16 +135,22 @@ def test_popularity_groups():
     np.testing.assert_array_equal(made, np.repeat(np.arange(4), 3))
 
 
-@pytest.mark.parametrize("width", [5, 64, 100, 200])
-def test_nth_true(width):
-    rs = np.random.RandomState(width)
-    mask = rs.rand(7, width) < 0.3
-    mask[0], mask[1] = False, True
-    n = rs.randint(0, width, (7, 9))
-    found = np.asarray(jax.jit(sampling.nth_true)(jnp.asarray(mask), jnp.asarray(n)))
-    for row in range(7):
-        places = np.nonzero(mask[row])[0]
-        assert found[row].tolist() == [places[k] if k < len(places) else width - 1 for k in n[row]]
+@pytest.mark.parametrize("loss", [UNKD, Sum(losses=(UNKD, CD), weights=(1.0, 1.0), names=("unkd", "cd"))], ids=["unkd", "sum"])
+def test_a_lookup_made_before_draws_the_same(loss):
+    user = jnp.arange(12, dtype=jnp.int32)
+    before = KNOWN._replace(lookup=jax.jit(loss.lookup)(KNOWN))
+    np.testing.assert_array_equal(drawn(loss, KEY, user, before), drawn(loss, KEY, user))
+
+
+def test_training_makes_lookups_once():
+    unkd, cd = (Term(name=name, teacher="teacher", loss=loss) for name, loss in (("unkd", UNKD), ("cd", CD)))
+    stage = Stage(name="distil", terms=(unkd, cd), optim=Optimizer())
+    frozen = {"tables": {"known": KNOWN._replace(ranking=None), "rankings": {"teacher": KNOWN.ranking}}}
+    found = with_lookups(frozen, [stage])
+    assert list(found["tables"]["lookups"]) == [("distil", "unkd")] and known_to(cd, stage, found).lookup is None
+    known = known_to(unkd, stage, found)
+    assert known.lookup[0].shape == KNOWN.ranking.items[:, :20].shape
+    np.testing.assert_array_equal(drawn(UNKD, KEY, USER, known), drawn(UNKD, KEY, USER))
 
 
 def test_ranked_pairs_of_few():
