@@ -27,10 +27,11 @@ METHOD, PROBLEM = "choices.method", "choices.problem"
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A row of the table: its label, and the overrides that make it."""
+    """A row of the table: its label, the overrides that make it, and its run of seed 0 where choosing them has made it."""
 
     label: str
     overrides: tuple[str, ...]
+    done: pd.DataFrame | None = dataclasses.field(default=None, compare=False)
 
 
 def arguments(name: str, doc: str | None, seeds: int = 5) -> argparse.ArgumentParser:
@@ -42,12 +43,12 @@ def arguments(name: str, doc: str | None, seeds: int = 5) -> argparse.ArgumentPa
     return parser
 
 
-def run_sweep(folder: Path, overrides: Sequence[str], seeds: int) -> pd.DataFrame:
-    """`jdistill -m` over seeds in `folder`, where finished runs are not repeated; the collected runs.
+def run_sweep(folder: Path, overrides: Sequence[str], seeds: int, first: int = 0) -> pd.DataFrame:
+    """`jdistill -m` over seeds (from `first` on) in `folder`, where finished runs are not repeated; the collected runs.
 
     Failed runs stay in the frame, so that the table shows them. Ends the program where the sweep could not run.
     """
-    command = [sys.executable, "-m", "jdistill", "-m", *overrides, f"seed=range(0,{seeds})", f"hydra.sweep.dir={folder}"]
+    command = [sys.executable, "-m", "jdistill", "-m", *overrides, f"seed=range({first},{seeds})", f"hydra.sweep.dir={folder}"]
     done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)  # progress and errors: standard error
     if done.returncode not in (0, 1) or not (folder / "jobs.jsonl").is_file():
         sys.exit(done.returncode or 1)
@@ -59,8 +60,10 @@ def run_methods(experiment: str, methods: Sequence[Method], given: argparse.Name
     frames = []
     for method in methods:
         folder = given.sweeps / slug(f"{problem} {method.label}")
-        frame = run_sweep(folder, [f"experiment={experiment}", *method.overrides], given.seeds)
-        frames.append(frame.assign(**{METHOD: method.label} | ({PROBLEM: problem} if problem else {})))
+        own, first = ([], 0) if method.done is None else ([method.done], 1)
+        if given.seeds > first:
+            own.append(run_sweep(folder, [f"experiment={experiment}", *method.overrides], given.seeds, first))
+        frames += [frame.assign(**{METHOD: method.label} | ({PROBLEM: problem} if problem else {})) for frame in own]
     return pd.concat(frames, ignore_index=True)
 
 

@@ -64,12 +64,13 @@ def curve_figure(
 
 
 def chosen(experiment: str, method: Method, weights: Sequence[float], given: argparse.Namespace) -> Method:
-    """`method` with the `loss.weight` among `weights` that is best on validation with seed 0."""
+    """`method` with the `loss.weight` among `weights` that is best on validation with seed 0, and its run with that seed."""
     folder = given.sweeps / slug(f"weights {method.label}")
     grid = f"loss.weight={','.join(f'{weight:g}' for weight in weights)}"
     frame = run_sweep(folder, [f"experiment={experiment}", *method.overrides, grid], 1)
     column = f"metrics.validation.{primary(frame)}"
     if column not in frame or frame[column].notna().sum() == 0:
         sys.exit(f"no run of {method.label} has {column}; see {folder}")
-    best = frame.loc[frame[column].idxmax(), "config.loss.weight"]
-    return dataclasses.replace(method, overrides=(*method.overrides, f"loss.weight={best:g}"))
+    best = frame[column].idxmax()
+    weight = f"loss.weight={frame.loc[best, 'config.loss.weight']:g}"
+    return dataclasses.replace(method, overrides=(*method.overrides, weight), done=frame.loc[[best]])

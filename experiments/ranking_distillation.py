@@ -41,7 +41,8 @@ def main() -> None:
     wanted = [m for m in METHODS if m.label in given.methods.split(",")]
     more = OWN if given.split == "own" else ()
     wanted = [chosen(NAME, m, TUNED[m.label], given) if m.label in TUNED else m for m in wanted]
-    wanted = [Method(m.label, (*m.overrides, *more)) for m in wanted]
+    if more:  # on other data: nothing is done yet
+        wanted = [Method(m.label, (*m.overrides, *more)) for m in wanted]
     given.sweeps = given.sweeps / given.split
     frame = run_methods(NAME, wanted, given)
     columns = ["n", "metric", "difference", "p", "test.mrr_at_5", "test.ndcg_at_5", "test.hit_rate_at_10", "test.ndcg_at_10",

@@ -22,6 +22,7 @@ from jdistill.standing import Diverged, Interrupted
 from jdistill.teachers.targets import Live
 from jdistill.types import Context
 from tests import tiny
+from tests.marks import slow_but
 from tests.tiny import StopAfter, assert_close, assert_same_bits, setup
 
 BANK = Term(name="crd", teacher="teacher", loss=build("loss", {"name": "crd", "negatives": 8, "embedding_size": 4}))
@@ -56,12 +57,10 @@ SCHEMES = {
 SCENARIOS |= SCHEMES
 
 
-def every_scenario(name, values, of_schemes):
-    """Each scenario with each of `values` as `name`; those with schemes, which are larger, with one."""
+def every_scenario(values, of_schemes, quick):
+    """Each scenario with each of `values`; those with schemes, which are larger, with one. All but `quick` are slow."""
     cases = [(key, value) for key in SCENARIOS for value in ((of_schemes,) if key in SCHEMES else values)]
-    return pytest.mark.parametrize(
-        ("changes", name), [(SCENARIOS[key], value) for key, value in cases], ids=[f"{key}-{value}" for key, value in cases]
-    )
+    return pytest.mark.parametrize("case", slow_but(quick, {f"{key}-{value}": (SCENARIOS[key], value) for key, value in cases}))
 
 
 _whole = {}
@@ -87,8 +86,9 @@ def rows(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-@every_scenario("every_steps", (1, 7), 3)
-def test_blocks_of_any_length_are_one_run(changes, every_steps, tmp_path):
+@every_scenario((1, 7), 3, ("two stages-7", "pruned-7", "all rows-1", "streamed-7", "loop-7", "memory bank-3"))
+def test_blocks_of_any_length_are_one_run(case, tmp_path):
+    changes, every_steps = case
     expected = whole(changes, tmp_path)
     kept = Kept(tmp_path / "checkpoints")
     found = fit(setup(tmp_path, **changes, every_steps=every_steps, checkpoints=kept))
@@ -107,9 +107,16 @@ class Kept(Checkpoints):
         self.steps.append(step)
 
 
-@every_scenario("calls", (1, 3), 1)
-def test_stopping_and_going_on_is_one_run(changes, calls, tmp_path):
+STOPPED = (
+    "two stages-3", "pruned twice best_val-3", "all rows-1", "streamed-3", "loop-3", "average-1", "two groups of classes-1",
+    "memory bank-1",
+)  # fmt: skip
+
+
+@every_scenario((1, 3), 1, STOPPED)
+def test_stopping_and_going_on_is_one_run(case, tmp_path):
     """Stopped at every `calls`-th chance until it is through: in epochs, at their ends, at the ends of stages."""
+    changes, calls = case
     expected, sessions, found = whole(changes, tmp_path), 0, None
     while found is None:
         try:
@@ -154,7 +161,7 @@ def test_a_foreign_checkpoint_is_refused(tmp_path):
 # -- forms of the loop
 
 
-@pytest.mark.parametrize("drop_last", [True, False])
+@pytest.mark.parametrize("drop_last", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_loop_block_and_stream_agree(drop_last, tmp_path):
     with jax.enable_x64(True):
         data, fitted = tiny.data(dtype=np.float64), {}

@@ -21,6 +21,7 @@ from jdistill.standing import Diverged, Interrupted, Pruned, Standing
 from jdistill.teachers.targets import Live
 from jdistill.train import Keys
 from tests import tiny
+from tests.marks import slow_but
 from tests.tiny import StopAfter, assert_close, assert_same_bits
 
 NUMBERS = ((0, 2.0, 0.02), (1, 4.0, 0.02), (2, 4.0, 0.05), (3, 1.0, 0.01))
@@ -83,7 +84,11 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+QUICK = ("all rows, by steps", "two stages", "patience and best epoch", "convolutions and BatchNorm")
+"""What differs most; all but the last have dropout and augmentation."""
+
+
+@pytest.mark.parametrize("case", slow_but(QUICK, CASES))
 def test_members_are_their_solo_runs_in_float64(case, tmp_path):
     with jax.enable_x64(True):
         together = fit(population(tmp_path, **case))
@@ -192,7 +197,7 @@ RESUMED = {
 
 
 @pytest.mark.parametrize("calls", [pytest.param(1, marks=pytest.mark.slow), 2])
-@pytest.mark.parametrize("case", RESUMED.values(), ids=RESUMED)
+@pytest.mark.parametrize("case", slow_but(["ending"], RESUMED))
 def test_a_population_cut_up_is_the_same_bit_for_bit(case, calls, tmp_path):
     whole = fit(population(tmp_path / "whole", wide=False, checkpoints=None, **case))
     sessions, found = 0, None

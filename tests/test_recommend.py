@@ -206,7 +206,7 @@ def made(name) -> Shop:
     return Shop(Recommend(cutoffs=CUTOFFS), "bpr", build("loss", {"name": "de"}))
 
 
-@pytest.mark.parametrize("name", ["bpr, rrd", "sasrec, kd"])
+@pytest.mark.parametrize("name", ["bpr, rrd", pytest.param("sasrec, kd", marks=pytest.mark.slow)])
 def test_stopping_and_going_on_is_one_run(name, tmp_path):
     """Whatever is drawn in a step is drawn again: the same bits, the same records."""
     own = made(name)

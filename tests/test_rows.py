@@ -130,7 +130,7 @@ def lazily(tables, teacher, given, kind):
     return path, m, v
 
 
-@pytest.mark.parametrize("kind", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("kind", [pytest.param("sgd", marks=pytest.mark.slow), "adam", "adamw"])
 def test_steps_are_those_of_a_lazy_optimizer_by_numpy(kind):
     """With a live teacher, which is asked for the request's own ids."""
     with jax.enable_x64(True):

@@ -75,7 +75,7 @@ def permuted(own, extra_people=(), extra_goods=(), seed=1):
 
 
 @pytest.mark.parametrize("extra", [0, 7], ids=["permuted", "bigger"])
-@pytest.mark.parametrize("name", ["bpr", "sasrec", "gru4rec"])
+@pytest.mark.parametrize("name", ["bpr", pytest.param("sasrec", marks=pytest.mark.slow), "gru4rec"])
 def test_another_numbering_gives_the_same_scores(name, extra, own):
     """Also of a bigger catalogue: its other items are not shown."""
     other = permuted(own, [f"v{n}" for n in range(extra)], [f"j{n}" for n in range(extra)])

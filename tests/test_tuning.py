@@ -145,7 +145,7 @@ def fitted(folder, body: str, last: int | None = None) -> tuple[Any, Method]:
     return fit(tiny.setup(folder, own, parts=tiny.parts(NETWORK, augment=tiny.AUGMENT), checkpoints=None)), own
 
 
-@pytest.mark.parametrize("body", ["frozen", "low_rank", "all"])
+@pytest.mark.parametrize("body", [pytest.param("frozen", marks=pytest.mark.slow), "low_rank", "all"])
 def test_the_body_keeps_what_it_is_told_to_keep(body, tmp_path):
     before, _ = fitted(tmp_path / "before", body, last=1)
     after, own = fitted(tmp_path / "after", body)

@@ -12,6 +12,7 @@ from jdistill.evaluation import reload
 from jdistill.run import run, run_jobs
 from jdistill.standing import Interrupted
 from jdistill.sweep.units import Job
+from tests.marks import slow_but
 from tests.tiny import config
 
 SEQUENCES = {
@@ -28,10 +29,6 @@ SEQUENCES = {
         "distill", {"name": "prune", "recover_epochs": 1}, {"name": "weight_sharing", "clusters": 4, "recover_epochs": 2},
     ],
 }  # fmt: skip
-LONG = ("movement", "lottery", "sharing")
-every_sequence = pytest.mark.parametrize(
-    "steps", [pytest.param(s, id=name, marks=[pytest.mark.slow] * (name in LONG)) for name, s in SEQUENCES.items()]
-)
 
 
 def asked(steps, seed=0, report="last"):
@@ -47,7 +44,7 @@ def stopping(at):
     return lambda: next(calls) >= at
 
 
-@every_sequence
+@pytest.mark.parametrize("steps", slow_but(["weights"], SEQUENCES))
 def test_a_stopped_run_goes_on_bit_for_bit(steps, tmp_path):
     given = asked(steps, report="best_val")
     whole = run(given, tmp_path / "whole", choices={})
@@ -65,7 +62,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(steps, tmp_path):
     assert (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines() == rows
 
 
-@every_sequence
+@pytest.mark.parametrize("steps", slow_but(["weights", "structure"], SEQUENCES))
 def test_what_is_written_is_what_was_evaluated(steps, tmp_path):
     given = asked(steps)
     result = run(given, tmp_path, choices={})
@@ -79,7 +76,7 @@ def test_what_is_written_is_what_was_evaluated(steps, tmp_path):
     assert result["size"]["bytes"] < plain["size"]["bytes"] and result["size"]["nonzero"] <= plain["size"]["nonzero"]
 
 
-@every_sequence
+@pytest.mark.parametrize("steps", slow_but(["structure"], SEQUENCES))
 def test_members_of_a_population_are_their_solo_runs(steps, tmp_path):
     jobs = [Job(i, (), asked(steps, seed=i), {}, tmp_path / str(i)) for i in range(2)]
     members = run_jobs(jobs, population={}, folder=tmp_path / "population")

@@ -21,6 +21,7 @@ from jdistill.compress.low_rank import LowRank
 from jdistill.compress.row_quantize import RowInt4, RowInt8
 from jdistill.errors import UsageError
 from jdistill.registry import build
+from tests.marks import slow_but
 from tests.reference import embeddings as reference
 
 RANDOM = np.random.default_rng(2)
@@ -202,7 +203,13 @@ ORDERS = {
 }
 
 
-@pytest.mark.parametrize("steps", ORDERS.values(), ids=ORDERS)
+QUICK = (
+    "qr multiply", "prune, rows, dims", "rows, hash", "row_int8 and pq of the other", "low rank, row_int8", "prune, row_int4",
+)  # fmt: skip
+"""Each form and each other step that tables go through, once."""
+
+
+@pytest.mark.parametrize("steps", slow_but(QUICK, ORDERS))
 def test_the_file_reads_back_as_what_was_evaluated(steps, tmp_path):
     stored = Stored(jax.tree.map(jnp.asarray, TABLES))
     for i in range(len(steps)):

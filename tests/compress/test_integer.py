@@ -14,6 +14,7 @@ from jdistill.errors import UsageError
 from jdistill.models import MLP
 from jdistill.modules import from_linen
 from jdistill.registry import build
+from tests.marks import slow_but
 from tests.reference import quantization as reference
 from tests.tiny import CONVOLUTIONAL
 
@@ -85,9 +86,12 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("granularity", ["channel", "tensor"])
-@pytest.mark.parametrize(("module", "shape", "layers", "others"), NETWORKS.values(), ids=NETWORKS)
-def test_networks_are_the_fake_quantized_ones(module, shape, layers, others, granularity):
+SCALED = {f"{name}-{by}": (*own, by) for name, own in NETWORKS.items() for by in ("channel", "tensor")}
+
+
+@pytest.mark.parametrize("case", slow_but(("mlp-tensor", "mixed-channel"), SCALED))
+def test_networks_are_the_fake_quantized_ones(case):
+    module, shape, layers, others, granularity = case
     x = RANDOM.normal(size=shape).astype(np.float32)
     model, params, state = quantized(module, x, granularity=granularity)
     found = integer_model(model, (params, state), jax.eval_shape(lambda: x))

@@ -14,6 +14,7 @@ from jdistill.compress.sensitivity import MixedPrecision, allocate
 from jdistill.errors import UsageError
 from jdistill.pytrees import as_leaves
 from jdistill.registry import build
+from tests.marks import slow_but
 from tests.reference import quantization as reference
 
 RANDOM = np.random.default_rng(2)
@@ -77,7 +78,7 @@ def test_vmap_is_a_loop():
         assert {name: int(value[i]) for name, value in together.items()} == bits(params, mean_bits=4.5)
 
 
-@pytest.mark.parametrize("granularity", ["channel", "tensor", "group"])
+@pytest.mark.parametrize("granularity", slow_but(["group"], ("channel", "tensor", "group")))
 def test_values_gradients_and_the_file(granularity, tmp_path):
     from safetensors.numpy import load_file
 

@@ -21,6 +21,7 @@ from jdistill.schedules import Schedule
 from jdistill.stages import enter_stage, init_state
 from jdistill.train import Keys, make_step
 from tests import tiny
+from tests.marks import slow_but
 from tests.reference import pruning as reference
 from tests.tiny import assert_same_bits
 
@@ -286,7 +287,7 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", slow_but(("gradual", "1:2, then int8"), tuple(RUNS)))
 def test_what_is_deployed_has_the_sparsity(name, tmp_path):
     first, sparsity, *rest = RUNS[name]
     result = run(small("pipeline", "distill", first, *rest), tmp_path / "run", choices={})
@@ -301,6 +302,7 @@ def test_what_is_deployed_has_the_sparsity(name, tmp_path):
     assert about["forms"] == []
 
 
+@pytest.mark.slow
 def test_a_ramp_that_is_interrupted_goes_on_where_it_was(tmp_path):
     own = MagnitudePrune(sparsity=Schedule(kind="cubic", end=0.8), gradual=True, recover_epochs=3)
 

@@ -28,6 +28,7 @@ from jdistill.models.wrn import WideResNet
 from jdistill.modules import from_linen
 from jdistill.registry import build
 from tests.e2e.helpers import TINY, call
+from tests.marks import slow_but
 from tests.reference import structured as reference
 from tests.tiny import assert_same_bits
 
@@ -86,10 +87,11 @@ def logits(model, params, running, inputs):
     return np.asarray(jax.jit(lambda *given: model.apply(*given)[0].logits)(params, running, inputs))
 
 
-SLOW = {"bottleneck", "wrn"}  # wide ones
+QUICK = ("mlp", "lenet", "resnet, streams", "wide_mlp", "sasrec")
+"""Linear and convolutional layers, residual sums, categories, heads."""
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in CASES])
+@pytest.mark.parametrize("name", slow_but(QUICK, tuple(CASES)))
 def test_the_smaller_network_computes_what_the_masked_one_does(name):
     module, inputs, options = CASES[name]
     step = StructuredPrune(sparsity=0.4, **options)
@@ -308,6 +310,7 @@ def test_options():
             build("compression", {"name": "structured", key: value})
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     steps = "compression.steps=[distill,{name: structured, sparsity: 0.5},{name: recover, epochs: 1},int8]"

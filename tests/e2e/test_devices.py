@@ -9,6 +9,7 @@ from tests.e2e.helpers import TINY, finish, result, rows, saved_step, sole_error
 DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
 
 
+@pytest.mark.slow
 def test_the_command_on_eight_devices_gives_what_one_gives(tmp_path):
     """`data` and `single` with one teacher; the batch is divided, the short last one is not."""
     found = {}

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.e2e.helpers import TINY, call, files, finish, jobs, result, sole_error, start
+from tests.marks import slow_but
 
 LIMITS = "optim.batch_size is 5000, but there are 256 training examples; lower it or set optim.drop_last=false"
 WRONG = [
@@ -64,8 +65,18 @@ def refused(*arguments: str, pattern: str) -> None:
     assert {path.name for path in Path().iterdir() if path.is_dir()} <= {"runs"} and not list(Path().glob("runs/*"))
 
 
-@pytest.mark.parametrize(("arguments", "pattern"), WRONG, ids=[" ".join(arguments) for arguments, _ in WRONG])
-def test_wrong_requests(arguments, pattern):
+REQUESTS = {" ".join(arguments): (arguments, pattern) for arguments, pattern in WRONG}
+ALIKE = (
+    "+loss.temprature=3", "loss.temperature=null", "loss.weight=inf", "task.weight=-2", "data.limit=0",
+    "student.widths=[a]", "student.widths=16", "teacher.widths=[-3]", "teacher.optim.lr=-1", "optim.lr=-1", "optim.epochs=0",
+    "optim.epochs=1.5", "seeed=3", "force=maybe", "evaluate.every=0", "compression=prun", "experiment=quikstart",
+)  # fmt: skip
+"""Mistakes of a kind that another request makes as well."""
+
+
+@pytest.mark.parametrize("mistake", slow_but(REQUESTS.keys() - ALIKE, REQUESTS))
+def test_wrong_requests(mistake):
+    arguments, pattern = mistake
     refused(*TINY, *arguments, pattern=pattern)
 
 
@@ -94,7 +105,10 @@ def test_wrong_commands(arguments, pattern):
     refused(*arguments, pattern=pattern)
 
 
-@pytest.mark.parametrize("bad", ["loss.temperature=4,-1", "loss.temperature=4,hot", "loss=kd,kdd", "student.widths=[16],[0]"])
+MEMBERS = ("loss.temperature=4,-1", "loss.temperature=4,hot", "loss=kd,kdd", "student.widths=[16],[0]")
+
+
+@pytest.mark.parametrize("bad", slow_but(("loss.temperature=4,-1", "loss=kd,kdd"), MEMBERS))
 def test_one_bad_member_stops_a_sweep_before_anything_trains(bad):
     refused("-m", *TINY, "seed=0,1", bad, pattern=r"got -1.0 \(jobs 1, 3 of 4\)|got 'hot'|loss=kdd|got \[0\] \(jobs ")
 
@@ -106,6 +120,7 @@ def test_each_different_mistake_of_a_sweep_has_a_line():
     assert "loss.temperature must be positive, got -1.0 (jobs" in done.err and "student.widths must be positive" in done.err
 
 
+@pytest.mark.slow
 def test_in_a_process_of_its_own(tmp_path):
     done = finish(start(*TINY, "loss.temprature=3", cwd=tmp_path))
     sole_error(done, "unknown key 'loss.temprature'; did you mean 'temperature'", 2)
@@ -129,7 +144,7 @@ FILES = {
 }
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", slow_but(("no_logits", "twice", "absent", "classes", "nan", "pickled"), tuple(FILES)))
 def test_wrong_files_of_logits(name):
     arrays, pattern = FILES[name]
     np.savez("given.npz", **arrays)
@@ -146,6 +161,7 @@ def test_files_of_logits_that_are_no_npz():
     refused("teacher=logits", "teacher.path=cut.npz", pattern="cut.npz is not a readable .npz file")
 
 
+@pytest.mark.slow
 def test_wrong_logits_stop_a_sweep_before_anything_trains():
     np.savez("given.npz", ids=IDS, logits=np.zeros((1797, 7)))
     refused("-m", "loss=none,kd", "teacher=logits", "teacher.path=given.npz", pattern=r"logits \[N, 10\].* \(job 1 of 2\)")
@@ -177,6 +193,7 @@ def test_a_refused_run_leaves_the_users_folder_alone(folder):
     assert files(Path()) == {str(Path(folder, "chapter.txt"))}
 
 
+@pytest.mark.slow
 def test_a_damaged_result_is_trained_again():
     assert call(*TINY, "loss=none", "hydra.run.dir=run").code == 0
     good = result(Path("run"))

@@ -9,6 +9,7 @@ import pytest
 
 from jdistill.cli import conf_dir
 from tests.e2e.helpers import files, jobs, result, rows, succeed, teachers
+from tests.marks import slow_but
 from tests.realdata import PUBLISHED, require
 
 # `recommend` is for a file of the user's; a scenario is chosen by experiments/documents_scenarios.py.
@@ -22,7 +23,12 @@ def data_sets(text: str) -> set[str]:
     return {name for words in found for name in words.split(",")}
 
 
-@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+NAMED = {path.stem: path for path in EXPERIMENTS}
+LARGE = {"cifar100_kd", "documents_compression", "losses_fashion_mnist", "quickstart", "ranking_distillation", "search_icecat"}
+"""Grids of many jobs or large data; the quickstart's plan is read below."""
+
+
+@pytest.mark.parametrize("path", slow_but(NAMED.keys() - LARGE, NAMED))
 def test_every_experiment_composes_and_passes_the_checks(path):
     data = data_sets(path.read_text())
     assert data, "an experiment names its data set"

@@ -18,6 +18,7 @@ from jdistill.checkpoint import Checkpoints
 from jdistill.records import MetricsFile
 from jdistill.sweep import execute
 from tests.e2e.helpers import TINY, call, finish, jobs, result, rows, sole_error, start, succeed, teachers
+from tests.marks import slow_but
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "faults.py"
 OLD = ("data.limit=256", "student.widths=[16]", "optim.epochs=3", "optim.batch_size=32", "loss=none", "evaluate.latency=false")
@@ -27,6 +28,7 @@ SWEEP = (
 )  # fmt: skip
 VMAP = "hydra.launcher.strategy=vmap"
 TOGETHER, ALONE = (*SWEEP, VMAP), (*SWEEP, "hydra.launcher.strategy=loop")
+WAYS = {"population": TOGETHER, "one by one": ALONE}
 FILES = ("metrics.jsonl", "artifact.safetensors")
 SWEPT = Path("sweep")
 
@@ -104,7 +106,10 @@ def whole(tmp_path_factory):
 # -- checkpoints
 
 
-@pytest.mark.parametrize("command", [(*SWEEP, "hydra.launcher.max_members=2", VMAP), ALONE], ids=["population", "one by one"])
+PARTED = {"population": (*SWEEP, "hydra.launcher.max_members=2", VMAP), "one by one": ALONE}
+
+
+@pytest.mark.parametrize("command", slow_but(["population"], PARTED))
 def test_a_damaged_checkpoint_is_named_and_the_rest_goes_on(command, whole, monkeypatch):
     stop_after(monkeypatch, 2, *command)
     (saved,) = SWEPT.glob("**/checkpoints/0-10*")
@@ -122,7 +127,7 @@ def test_a_damaged_checkpoint_is_named_and_the_rest_goes_on(command, whole, monk
     assert statuses() == ["finished"] * 3 and len(before) == 3 * (3 - len(failing)) and before.items() <= stamps().items()
 
 
-@pytest.mark.parametrize("text", ['{"reason": "r", "fingerprints": 1, "jobs": 2}', None])
+@pytest.mark.parametrize("text", ['{"reason": "r", "fingerprints": 1, "jobs": 2}', pytest.param(None, marks=pytest.mark.slow)])
 def test_a_damaged_record_of_a_population(text, whole, monkeypatch):
     stop_after(monkeypatch, 2, *TOGETHER)
     (record,) = SWEPT.glob("populations/*/unit.json")
@@ -193,7 +198,7 @@ def failing_in(name: str, error: OSError):
     return appending
 
 
-@pytest.mark.parametrize("command", [TOGETHER, ALONE], ids=["population", "one by one"])
+@pytest.mark.parametrize("command", slow_but(["population"], WAYS))
 def test_a_full_disk(command, whole, monkeypatch):
     stop_after(monkeypatch, 1, *command)
     full = folders()[1]
@@ -224,7 +229,7 @@ def test_a_journal_that_cannot_be_written_ends_no_sweep(whole, monkeypatch):
     assert "3 finished" in succeed("status", "sweep").out
 
 
-@pytest.mark.parametrize("command", [TOGETHER, ALONE], ids=["population", "one by one"])
+@pytest.mark.parametrize("command", slow_but(["one by one"], WAYS))
 def test_a_job_folder_that_cannot_be_written(command, whole):
     """A file stands in its place, which stops even an administrator."""
     plan = succeed("plan", *command[1:]).out
@@ -266,7 +271,13 @@ def copied(whole, tmp_path):
     shutil.copytree(whole["folder"], tmp_path / SWEPT)
 
 
-@pytest.mark.parametrize("damage", [b"", b'{"status": "finished", "fing', b"[]", b"NaN", b"\xff\xfe\x00"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b'{"status": "finished", "fing', b"\xff\xfe\x00",
+        *(pytest.param(content, marks=pytest.mark.slow) for content in (b"", b"[]", b"NaN")),
+    ],
+)  # fmt: skip
 def test_a_damaged_result_is_done_again(damage, copied, whole):
     (broken := folders()[1] / "result.json").write_bytes(damage)
     before = {name: mark for name, mark in stamps().items() if broken.parent.name not in name}

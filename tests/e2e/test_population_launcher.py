@@ -192,7 +192,9 @@ def test_a_folder_named_by_the_overrides(tmp_path):
 EARLY = (*TINY, "loss=none", "optim.epochs=12", "optim.lr=0.003,0.3,1", "seed=0,1", "student.dropout=0.2")
 
 
-@pytest.mark.parametrize("asked", [("evaluate.patience=2",), ("evaluate.patience=2", "report=best_val")])
+@pytest.mark.parametrize(
+    "asked", [pytest.param(("evaluate.patience=2",), marks=pytest.mark.slow), ("evaluate.patience=2", "report=best_val")]
+)
 def test_each_member_stops_and_is_chosen_by_its_own_validation(asked):
     succeed("-m", *EARLY, *asked, *VMAP, "hydra.sweep.dir=stacked")
     succeed("-m", *EARLY, *asked, *LOOP, "hydra.sweep.dir=looped")
@@ -219,6 +221,7 @@ def saved_step(sweep: Path) -> int:
     return max((int(path.name.split("-")[1]) for path in sweep.glob("populations/*/checkpoints/[0-9]*-[0-9]*")), default=-1)
 
 
+@pytest.mark.slow
 def test_a_population_that_is_terminated_goes_on_bit_for_bit(tmp_path):
     """And a larger sweep in its folder trains the new members only."""
     succeed("-m", *LONG, *VMAP, "hydra.sweep.dir=whole")

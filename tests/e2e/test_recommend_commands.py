@@ -43,7 +43,7 @@ OWN = ("data=interactions", "data.path=log.csv", "task=recommend", "teacher=bpr"
 @pytest.mark.parametrize(
     "loss",
     [
-        ("loss=none",), ("loss=kd",), RRD,
+        ("loss=kd",), RRD, pytest.param(("loss=none",), marks=pytest.mark.slow),
         pytest.param(("loss=cd", "loss.pool=10", "loss.samples=5"), marks=pytest.mark.slow),
         pytest.param(("loss=de", "loss.experts=2"), marks=pytest.mark.slow),
         pytest.param(("loss=ftd",), marks=pytest.mark.slow),
@@ -155,6 +155,7 @@ def test_a_teacher_of_another_catalogue(changes):
     assert 0 <= found["metrics"]["test"]["teacher_overlap_at_10"] <= 1
 
 
+@pytest.mark.slow
 def test_a_users_own_file_in_a_process_of_its_own(tmp_path):
     write("log.csv", log())
     done = finish(start(*OWN, "hydra.run.dir=run", cwd=tmp_path))

@@ -78,6 +78,7 @@ def killed_often(tmp_path: Path, kills: int, seed: int, *arguments: str, steps: 
         assert teachers(cache) == [mine] and not list((cache / "teachers").glob("*.partial"))
 
 
+@pytest.mark.slow
 def test_killed_three_times(tmp_path):
     killed_often(tmp_path, 3, 0, "loss=kd", steps=STEPS, in_teacher=1)
 
@@ -148,6 +149,7 @@ def test_a_killed_sweep_goes_on_and_repeats_nothing(tmp_path):
         assert (sweep / name / SAME[1]).read_bytes() == (tmp_path / "whole" / name / SAME[1]).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_terminated_sweep_leaves_its_job_pending(tmp_path):
     sweep = tmp_path / "sweep"
     command = ("-m", *LONG, *ONE_BY_ONE, "loss=none", "seed=0,1", "optim.epochs=400", f"hydra.sweep.dir={sweep}")

@@ -9,6 +9,7 @@ import jdistill.options  # noqa: F401 (registers every option)
 from jdistill.compress.artifact import read_artifact
 from jdistill.registry import options
 from tests.e2e.helpers import call, files, jobs, result, rows, run, sole_error, succeed, teachers
+from tests.marks import slow_but
 
 SMALL = (
     "data=synthetic", "data.examples=160", "data.classes=4", "student.widths=[8]", "teacher.widths=[10]",
@@ -56,7 +57,11 @@ def test_every_scheme_is_tried_here():
     assert set(SCHEMES) == set(options("scheme"))
 
 
-@pytest.mark.parametrize("name", SCHEMES)
+QUICK = ("two_stage", "fine_tune", "multi_teacher", "online", "self")
+"""Further stages, another body, several teachers, none, and the student's own."""
+
+
+@pytest.mark.parametrize("name", slow_but(QUICK, tuple(SCHEMES)))
 def test_a_run(name, tmp_path):
     arguments, stages, before = SCHEMES[name]
     found = run(tmp_path / "run", *small(f"scheme={name}", *arguments))
@@ -75,7 +80,7 @@ def test_a_run(name, tmp_path):
     assert groups & set(found["metrics"]["test"]) == (groups if name == "continual" else set())
 
 
-@pytest.mark.parametrize("form", ["heads", "average"])
+@pytest.mark.parametrize("form", slow_but(["average"], ("heads", "average")))
 def test_the_other_forms_of_self(form, tmp_path):
     run(tmp_path / "run", *small("scheme=self", f"scheme.form={form}", "~student.widths", "student.widths=[8,6]"))
     (stage,) = {row["stage"] for row in rows(tmp_path / "run")}
@@ -84,7 +89,7 @@ def test_the_other_forms_of_self(form, tmp_path):
     assert names == {"heads": {f"{TASK}_head_hidden1", "kd_head_hidden1_from_student"}, "average": {"kd_from_average"}}[form]
 
 
-@pytest.mark.parametrize("body", ["frozen", "all"])
+@pytest.mark.parametrize("body", slow_but(["all"], ("frozen", "all")))
 def test_the_other_bodies_of_fine_tune_after_a_schedule(body, tmp_path):
     rising = "loss.weight={name: linear, start: 0, end: 2}"
     found = run(tmp_path / "run", *small("scheme=fine_tune", "scheme.epochs=1", f"scheme.body={body}", rising))

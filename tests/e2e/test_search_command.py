@@ -67,6 +67,7 @@ def test_accuracy_against_bytes_with_diverging_trials():
     assert min(trial.values[1] for trial in told if trial.values) in [solution["values"][1] for solution in solutions]
 
 
+@pytest.mark.slow
 def test_asha_saves_the_time_of_hopeless_trials():
     pruning = ("hydra.sweeper.pruner=asha", "hydra.sweeper.n_trials=6", "optim.epochs=9")
     succeed(*SEARCH, *pruning)
@@ -101,6 +102,7 @@ def test_the_plan_of_a_search_is_its_first_batch_and_writes_nothing():
     assert list(Path.cwd().iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_zipped_sweep_combines_points_with_the_other_keys():
     points = "hydra.sweeper.zip=[{loss:none},{loss:kd,loss.temperature:4},{loss:dkd,loss.temperature:2}]"
     planned = succeed("plan", *TINY, points, "seed=0,1", "hydra.sweep.dir=sweep").out

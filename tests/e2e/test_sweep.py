@@ -126,6 +126,7 @@ def test_a_member_is_the_same_run_as_alone(swept, overrides, tmp_path):
         assert (tmp_path / "alone" / name).read_bytes() == (sweep / job["dir"] / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_diverging_member_is_shown_and_the_others_finish():
     done = call(*DIVERGING)
     assert done.code == 1 and "Traceback" not in done.err
@@ -151,6 +152,7 @@ def test_a_diverging_member_is_shown_and_the_others_finish():
     assert all(stamps(sweep)[name] > when for name, when in before.items())
 
 
+@pytest.mark.slow
 def test_fail_fast_stops_at_the_first_failure():
     done = call(*FAILING, *ONE_BY_ONE, "fail_fast=true")
     assert done.code == 1

@@ -27,6 +27,7 @@ from tests.e2e.helpers import (
     teachers,
     until,
 )
+from tests.marks import slow_but
 
 NEW = ("teacher.optim.epochs=150", "loss=kd")
 SAME = ("artifact.safetensors", "metrics.jsonl")
@@ -81,6 +82,7 @@ def test_a_teacher_killed_in_training_is_no_teacher_and_goes_on(tmp_path):
     assert (Path(reference["teacher"]["folder"]) / "metrics.jsonl").read_bytes() == (folder / "metrics.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_what_cannot_change_a_teacher_trains_no_other(tmp_path):
     changes = ("seed=0,1", "loss.temperature=1,4", "task.weight=0,1", "student.widths=[16],[8]")
     succeed("-m", *TINY, *changes, "hydra.sweep.dir=sweep")
@@ -89,7 +91,10 @@ def test_what_cannot_change_a_teacher_trains_no_other(tmp_path):
     assert len(found) == 16 and {teacher["hash"] for teacher in found} == {folder.name.removeprefix("mlp-")}
 
 
-@pytest.mark.parametrize("change", ["teacher.seed=1", "teacher.optim.lr=2e-3", "teacher.widths=[33]", "data.limit=255"])
+CHANGES = ("teacher.seed=1", "teacher.optim.lr=2e-3", "teacher.widths=[33]", "data.limit=255")
+
+
+@pytest.mark.parametrize("change", slow_but(("teacher.optim.lr=2e-3", "data.limit=255"), CHANGES))
 def test_what_changes_a_teacher_trains_another(tmp_path, change):
     run(tmp_path / "one", *TINY)
     run(tmp_path / "other", *TINY, change)
@@ -149,7 +154,7 @@ def test_an_altered_teacher_is_found_out(tmp_path):
     assert str(folder) in line
 
 
-@pytest.mark.parametrize("place", [0.3, 0.5, 0.9])
+@pytest.mark.parametrize("place", [0.5, *(pytest.param(place, marks=pytest.mark.slow) for place in (0.3, 0.9))])
 def test_a_teacher_with_a_flipped_byte_is_found_out(tmp_path, place):
     folder = Path(run(tmp_path / "run", *TINY)["teacher"]["folder"])
     largest = max((p for p in (folder / "checkpoint").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)

@@ -63,7 +63,10 @@ def one_hot(own, classes=2):
 
 
 @pytest.mark.parametrize("student", ["tree", "gbt", "linear_svm"])
-@pytest.mark.parametrize(("label", "soft"), [(1.0, 1.0), (0.0, 2.0), (0.3, 0.9)])
+@pytest.mark.parametrize(
+    ("label", "soft"),
+    [pytest.param(1.0, 1.0, marks=pytest.mark.slow), pytest.param(0.0, 2.0, marks=pytest.mark.slow), (0.3, 0.9)],
+)
 def test_the_mean_of_labels_and_soft_labels(student, label, soft, tmp_path):
     own = blueprint(("task.weight", label), ("loss.weight", soft), ("loss.temperature", 3.0), student=student)
     logits = logits_for(own, 2)

@@ -9,11 +9,12 @@ import pytest
 from jdistill import export as exporting
 from jdistill.export.model import read_run
 from tests.export.folders import FAMILIES, silent, write_run
+from tests.marks import slow_but
 
 INPUTS = {"mlp": ("inputs",), "resnet8": ("inputs",), "sasrec": ("history",), "bpr": ("user",), "neumf": ("user",)}
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", slow_but(("mlp", "bpr", "sasrec"), tuple(FAMILIES)))
 def test_stablehlo_is_the_network_at_any_batch_size(name, tmp_path):
     run, blueprint, variables = write_run(tmp_path / name, name)
     lines = []

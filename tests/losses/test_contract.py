@@ -11,6 +11,7 @@ from jdistill.errors import UsageError
 from jdistill.losses import Loss
 from jdistill.registry import build, options
 from jdistill.testing import assert_conforms
+from tests.marks import slow_but
 from tests.tiny import config
 
 OWN = {name: option for name, option in options("loss").items() if option.target.__module__.startswith("jdistill.")}
@@ -52,21 +53,33 @@ OTHER = {
 """Another setting of some losses."""
 
 
-LONG = (
-    "ab", "attention", "bd", "cd", "cocord", "crd", "de", "de_rrd", "encoder_decoder", "entity_hint", "ft",
-    "gradient_attention", "htd", "input_gradient", "ir_rrd", "irg", "jacobian", "kdsvd", "mgd", "mlkd", "ofd", "rd", "review",
-    "rrd", "simkd", "unkd",
-    "vid",
+TRACED = ("shapes", "state", "needs_teacher", "declared", "networks")
+"""What needs no compiled program, so that it is tried for every loss."""
+QUICK = (
+    "ctkd", "dkd", "fsp", "ftd", "hard_label", "hint", "huber", "kd", "list_mle", "listwise_kd", "residual", "sp",
+    "total_variation",
 )  # fmt: skip
-"""Losses of which all properties take 8 to 30 seconds to try."""
+"""A loss of each kind, to try all properties of; those of the others take minutes together."""
+QUICK_SETTINGS = ("attention", "dkd", "hint", "list_mle", "logit_mse", "sp")
+"""The like among `OTHER`."""
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in OWN])
+@pytest.mark.parametrize("name", OWN)
+def test_every_loss_traces(name):
+    assert_conforms(name, only=TRACED)
+
+
+@pytest.mark.parametrize("name", slow_but(QUICK, tuple(OWN)))
 def test_every_loss_conforms(name):
     assert_conforms(name)
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in OTHER])
+@pytest.mark.parametrize("name", OTHER)
+def test_with_other_settings_it_traces(name):
+    assert_conforms(name, only=("shapes", "declared"), **OTHER[name])
+
+
+@pytest.mark.parametrize("name", slow_but(QUICK_SETTINGS, tuple(OTHER)))
 def test_with_other_settings(name):
     assert_conforms(name, only=ONCE_MORE, **OTHER[name])
 

@@ -11,6 +11,7 @@ import jdistill.options  # noqa: F401 (registers every loss)
 from jdistill.errors import UsageError
 from jdistill.registry import build, options
 from jdistill.types import Context, Network, Outputs
+from tests.marks import slow_but
 from tests.reference import entities as reference
 
 KEY = jax.random.key(3)
@@ -22,7 +23,7 @@ USER = np.array([2, 0, 2, 5, 1, 0, 3])
 ITEMS = np.array([[1, 4, 8], [1, 2, 4], [0, 0, 7], [3, 1, 2], [5, 8, 8], [4, 5, 6], [2, 6, 0]])
 NAMES = ("de", "entity_hint", "ftd", "htd")
 OPTIONS = {"de": {"experts": 4, "temperature": 0.7}, "entity_hint": {}, "ftd": {}, "htd": {"groups": 3, "temperature": 0.5}}
-every_loss = pytest.mark.parametrize("name", NAMES)
+every_loss = pytest.mark.parametrize("name", slow_but(("entity_hint", "ftd", "htd"), NAMES))
 of_each_kind = pytest.mark.parametrize("name", [name for name in NAMES if name != "entity_hint"])  # de with one expert
 
 

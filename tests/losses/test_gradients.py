@@ -12,6 +12,7 @@ from jdistill.modules import from_linen
 from jdistill.pytrees import as_leaves
 from jdistill.registry import build, options
 from jdistill.types import Context, Network, Outputs
+from tests.marks import slow_but
 from tests.reference import gradients as reference
 
 FLAT, IMAGE = (7,), (3, 2, 2)
@@ -112,12 +113,12 @@ def directions(form: str, classes: int, z_t: np.ndarray, label: np.ndarray, proj
     "config",
     [
         {},
-        {"normalisation": "none", "reduction": "mean"},
+        pytest.param({"normalisation": "none", "reduction": "mean"}, marks=pytest.mark.slow),
         {"form": "label", "reduction": "mean"},
-        {"form": "random", "projections": 4},
+        pytest.param({"form": "random", "projections": 4}, marks=pytest.mark.slow),
         {"form": "random", "projections": 2, "normalisation": "unit", "reduction": "mean"},
         {"form": "full"},
-        {"form": "full", "normalisation": "unit"},
+        pytest.param({"form": "full", "normalisation": "unit"}, marks=pytest.mark.slow),
     ],
 )
 def test_jacobian_of_each_example(shape, classes, widths, config):
@@ -188,7 +189,10 @@ CASES = [
     GradientAttention(),
     GradientAttention(distance="l2"),
 ]
-EVERY = pytest.mark.parametrize("loss", CASES, ids=lambda c: "-".join([type(c).__name__, *map(str, vars(c).values())]))
+QUICK = ("InputGradient-half_sum", "JacobianMatching-top-auto-sum-1", "GradientAttention-2.0-mse")
+"""One of each class."""
+NAMED = {"-".join([type(c).__name__, *map(str, vars(c).values())]): c for c in CASES}
+EVERY = pytest.mark.parametrize("loss", slow_but(QUICK, NAMED))
 
 
 @EVERY
@@ -230,7 +234,7 @@ def test_finite_at_extreme_and_at_dead_networks(loss, dtype, classes):
             np.testing.assert_allclose(value, 0, atol=1e-3 if dtype == jnp.float32 else 0.1)
 
 
-@pytest.mark.parametrize("loss", [InputGradient(), JacobianMatching(), GradientAttention()])
+@pytest.mark.parametrize("loss", slow_but(["JacobianMatching-top-auto-sum-1"], {name: NAMED[name] for name in QUICK}))
 def test_a_relu_network_learns_and_jit_is_eager(loss):
     student, teacher = (from_linen(MLP(outputs=3, widths=widths)) for widths in ((8,), (6, 6)))
     x = jnp.asarray(inputs_of(IMAGE, np.float32))

@@ -142,6 +142,7 @@ def rows(z: np.ndarray) -> list[np.ndarray]:
     return [losses.softmax(row) for row in z]
 
 
+@pytest.mark.slow
 def test_dkd_is_finite_for_a_student_that_is_sure_and_wrong():
     """In float32 the published form takes log(softmax(z)[label]) = log 0: infinite."""
     zs, zt = np.array([[400.0, -400.0, 0.0]], np.float32), np.array([[-5.0, 8.0, 0.0]], np.float32)

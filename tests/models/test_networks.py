@@ -14,6 +14,7 @@ from jdistill.models import MLP
 from jdistill.models.resnet import DeepResNet
 from jdistill.models.wrn import WideBlock
 from jdistill.registry import build, options
+from tests.marks import slow_but
 
 # `sum(p.numel() for p in net.parameters())` in PyTorch 2.13.0, 100 classes, 32x32x3 images, over a transcription of
 # RepDistiller's models/*.py (commit eedab9d; mobilenetv2.py at b13aecc). Those of three-stage ResNets and of wide
@@ -222,7 +223,11 @@ def outputs_of_drawn(name, train=False):
     return jax.jit(lambda v: net.apply(v, inputs))(variables)
 
 
-@pytest.mark.parametrize("name", TORCH)
+QUICK = ("resnet8x4", "wrn_16_2", "vgg8", "mobilenetv2")
+"""Families that compile in seconds."""
+
+
+@pytest.mark.parametrize("name", slow_but(QUICK, tuple(TORCH)))
 def test_values_equal_pytorch(name):
     expected_logits, expected_means = TORCH[name]
     logits, features = outputs_of_drawn(name)
@@ -241,7 +246,9 @@ def test_training_equals_pytorch():
     np.testing.assert_allclose(running["var"][:3], [0.98718331, 0.99997029, 1.60552003], rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["resnet8x4", "vgg8", "shufflenetv1", "shufflenetv2", "bottleneck"])
+@pytest.mark.parametrize(
+    "name", slow_but(("resnet8x4", "vgg8"), ("resnet8x4", "vgg8", "shufflenetv1", "shufflenetv2", "bottleneck"))
+)
 def test_stage_is_the_relu_of_its_pre_activation(name):
     _, features = outputs_of_drawn(name)
     stages = [key for key in features if key.startswith("stage") and not key.endswith("_pre")]

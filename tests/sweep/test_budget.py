@@ -130,6 +130,7 @@ def test_the_command_searches_sparsities_within_bytes(tmp_path, monkeypatch):
     assert "best trial within bytes <= 12,000:" in done.out and "within budget" in done.out
 
 
+@pytest.mark.slow
 def test_the_command_searches_pipelines_within_operations(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     space = ("compression=choice(none,int8)", "student.widths=choice([16],[64])", "hydra.sweeper.n_trials=4")

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from jdistill.config import fingerprint
 from jdistill.sweep.jobs import choices, plain
+from tests.marks import slow_but
 from tests.sweep.hydras import multirun
 
 SWEPT = {
@@ -103,14 +104,24 @@ def typed(value):
     return [typed(v) for v in value] if isinstance(value, list) else (type(value), str(value))
 
 
-@pytest.mark.parametrize("jobs", SWEPT.values(), ids=SWEPT)
+QUICK = (
+    "numbers", "null and back", "lists", "strings", "groups", "group after value", "packages", "added keys", "deleted keys",
+    "schedules", "interpolations", "Hydra's keys", "one key twice",
+)  # fmt: skip
+"""Each way of asking once."""
+
+
+@pytest.mark.parametrize("jobs", slow_but(QUICK, SWEPT))
 def test_a_job_is_what_hydra_composes(hydra, jobs):
     composer = hydra.composer()
     for number, overrides in enumerate(jobs):
         assert_as_hydra(hydra, composer.job(overrides, number), overrides, number)
 
 
-@pytest.mark.parametrize("name", ["null and back", "lists", "typed lists", "schedules", "interpolations", "one key twice"])
+SHUFFLED = ("null and back", "lists", "typed lists", "schedules", "interpolations", "one key twice")
+
+
+@pytest.mark.parametrize("name", slow_but(("null and back", "lists", "schedules"), SHUFFLED))
 def test_the_order_of_jobs_does_not_matter(hydra, name):
     """No value of one job is left in the next, whichever comes first."""
     jobs = SWEPT[name]
@@ -122,6 +133,7 @@ def test_the_order_of_jobs_does_not_matter(hydra, name):
             assert typed(composer.job(jobs[i], i).job.config) == wanted[i], (order, i)
 
 
+@pytest.mark.slow
 def test_many_jobs_in_any_order(hydra):
     """Random rows of a grid over numbers, groups, lists and null, against Hydra."""
     values = {

@@ -216,7 +216,7 @@ class StopAfter:
         return self.left < 0
 
 
-@pytest.mark.parametrize("strategy", ["vmap", "loop"])
+@pytest.mark.parametrize("strategy", ["vmap", pytest.param("loop", marks=pytest.mark.slow)])
 def test_an_interrupted_unit_goes_on_bit_for_bit(strategy, tmp_path):
     slow = (("optim.epochs", 4), ("checkpoint.every_steps", 3), ("student.dropout", 0.2))
     whole = population(tmp_path / "whole", *seeds(3, *slow))

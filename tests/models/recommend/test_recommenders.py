@@ -11,6 +11,7 @@ import pytest
 
 from jdistill.data.base import Schema
 from jdistill.errors import UsageError
+from tests.marks import slow_but
 from tests.models.recommend.shop import (
     HISTORY,
     ITEMS,
@@ -29,6 +30,8 @@ from tests.models.recommend.shop import (
 )
 
 FIELDS = {"dim": 6}
+QUICK = ("bpr", "cdae", "lightgcn")
+"""One by factors alone, one that reads histories, one on a graph; the others compile longer."""
 
 
 @functools.cache
@@ -37,7 +40,7 @@ def case(name):
     return model, *started(model, scale=0.5)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slow_but((*QUICK, "sasrec"), NAMES))
 def test_ways_of_asking_agree(name):
     model, params, state = case(name)
     every, pairs, shared = (run(model, params, state, request(items)) for items in (None, PAIRS, SHARED))
@@ -98,7 +101,7 @@ def test_further_parameters():
     assert count("two_tower", side=None) == (USERS + ITEMS) * D + D * D
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slow_but((*QUICK, "two_tower"), NAMES))
 def test_gradients_are_finite_and_reach_what_scores_read(name):
     model, params, state = case(name)
 
@@ -117,7 +120,7 @@ def test_gradients_are_finite_and_reach_what_scores_read(name):
     assert still in ([], ["['block1']['key']['bias']"])  # a softmax ignores what is added to all
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slow_but((*QUICK, "gru4rec"), NAMES))
 def test_only_dropout_tells_training_from_evaluation(name):
     _, params, state = case(name)
     droppers = {"cdae", "gru4rec", "sasrec"}
@@ -143,7 +146,7 @@ def test_state_is_handed_on(name):
     jax.tree.map(np.testing.assert_array_equal, after, state)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slow_but(QUICK, NAMES))
 def test_seeds_at_once(name):
     model, *one = case(name)
     two = started(model, seed=1, scale=0.5)

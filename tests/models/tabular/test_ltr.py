@@ -39,7 +39,7 @@ def outputs(model, params, x):
 
 
 @EACH
-@pytest.mark.parametrize("content", [0.0, 7.0, np.nan])
+@pytest.mark.parametrize("content", [pytest.param(0.0, marks=pytest.mark.slow), 7.0, np.nan])
 def test_filled_places_change_nothing(context, content):
     model, params = made(context)
     found = outputs(model, params, LISTS)
