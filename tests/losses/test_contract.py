@@ -56,8 +56,7 @@ OTHER = {
 TRACED = ("shapes", "state", "needs_teacher", "declared", "networks")
 """What needs no compiled program, so that it is tried for every loss."""
 QUICK = (
-    "ctkd", "dkd", "fsp", "ftd", "hard_label", "hint", "huber", "kd", "list_mle", "listwise_kd", "residual", "sp",
-    "total_variation",
+    "ctkd", "dkd", "fsp", "ftd", "hard_label", "hint", "kd", "list_mle", "sp",
 )  # fmt: skip
 """A loss of each kind, to try all properties of; those of the others take minutes together."""
 QUICK_SETTINGS = ("attention", "dkd", "hint", "list_mle", "logit_mse", "sp")
