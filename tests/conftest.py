@@ -3,7 +3,6 @@
 import os
 import sys
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 
 MAPS = Path("/proc/self/maps")
@@ -11,11 +10,8 @@ CACHE = Path(os.environ.get("JDISTILL_TEST_CACHE") or Path(tempfile.gettempdir()
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE / "compiled")  # before JAX is imported; subprocesses inherit it
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
-# Most of the time goes into compiling programs that run for a moment: unoptimised code makes the suite 1.7 times as fast, and
-# fusions by the older emitters, which jax 0.11 has no longer, 1.4 times more.
-FLAGS = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
-FLAGS += ["--xla_cpu_use_fusion_emitters=false"] if version("jaxlib").startswith("0.10.") else []
-os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
+# Most of the time goes into compiling programs that run for a moment: unoptimised code makes the suite 1.7 times as fast.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAX_PLATFORMS", "cpu")
 
 import pytest  # noqa: E402
