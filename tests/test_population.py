@@ -84,8 +84,8 @@ CASES = {
 }
 
 
-QUICK = ("all rows, by steps", "two stages", "patience and best epoch", "convolutions and BatchNorm")
-"""What differs most; all but the last have dropout and augmentation."""
+QUICK = ("two stages", "convolutions and BatchNorm")
+"""With dropout and augmentation, and with statistics."""
 
 
 @pytest.mark.parametrize("case", slow_but(QUICK, CASES))
@@ -220,6 +220,7 @@ def test_a_population_cut_up_is_the_same_bit_for_bit(case, calls, tmp_path):
             assert (one.epoch, one.steps, one.train_metrics) == (other.epoch, other.steps, other.train_metrics)
 
 
+@pytest.mark.slow
 def test_the_last_checkpoint_holds_the_finished_population(tmp_path):
     """Killed while its members are measured, a population is not trained again."""
     done = fit(population(tmp_path, wide=False, last_checkpoint=True))

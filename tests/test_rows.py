@@ -164,8 +164,8 @@ def test_rows_that_no_batch_names_keep_their_bits_and_have_no_moments():
 
 @pytest.mark.parametrize(
     ("name", "given"),
-    [("bpr", {}), ("bpr", {"kind": "adamw"}), ("bpr", {"kind": "sgd"}), ("bpr", {"microbatches": 2}),
-     ("neumf", {}), ("two_tower", {})],
+    [("bpr", {}), pytest.param("bpr", {"kind": "adamw"}, marks=pytest.mark.slow), ("bpr", {"kind": "sgd"}),
+     ("bpr", {"microbatches": 2}), ("neumf", {}), pytest.param("two_tower", {}, marks=pytest.mark.slow)],
 )  # fmt: skip
 def test_where_every_row_is_named_it_is_the_dense_step(name, given):
     with jax.enable_x64(True):

@@ -19,6 +19,7 @@ from jdistill.testing.derivatives import hold_stopped, slopes
 from jdistill.testing.schemes import Refused, train_under
 from jdistill.types import Outputs
 from tests.e2e.helpers import call
+from tests.marks import slow_but
 
 
 def needs(teacher):
@@ -306,7 +307,14 @@ def failed(checks):
     return {check.name: check.detail for check in checks if not check.passed}
 
 
-@pytest.mark.parametrize("loss", BROKEN, ids=lambda loss: loss.__name__)
+ONE_EACH = (
+    "Scalar", "RootAtZero", "WrongGradient", "NotZero", "Moody", "Baked", "Counting", "Leaking", "Unguarded", "Calling",
+    "Growing", "Crashing",
+)  # fmt: skip
+"""A broken loss for each property."""
+
+
+@pytest.mark.parametrize("loss", slow_but(ONE_EACH, {loss.__name__: loss for loss in BROKEN}))
 def test_a_broken_loss_fails_what_it_breaks(loss):
     name, message = BROKEN[loss]
     found = failed(check_loss(loss))

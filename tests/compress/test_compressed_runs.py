@@ -62,7 +62,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(steps, tmp_path):
     assert (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines() == rows
 
 
-@pytest.mark.parametrize("steps", slow_but(["weights", "structure"], SEQUENCES))
+@pytest.mark.parametrize("steps", slow_but(["weights"], SEQUENCES))
 def test_what_is_written_is_what_was_evaluated(steps, tmp_path):
     given = asked(steps)
     result = run(given, tmp_path, choices={})

@@ -11,6 +11,7 @@ from jdistill.compress.low_rank import LowRank
 from jdistill.compress.sharing import ITERATIONS, WeightSharing
 from jdistill.errors import UsageError
 from jdistill.registry import build
+from tests.marks import slow_but
 from tests.reference import embeddings as reference
 
 RANDOM = np.random.default_rng(1)
@@ -94,7 +95,7 @@ ORDERS = {
 }
 
 
-@pytest.mark.parametrize("steps", ORDERS.values(), ids=ORDERS)
+@pytest.mark.parametrize("steps", slow_but(["prune and int8 after", "of factors"], ORDERS))
 def test_the_file_reads_back_as_what_was_evaluated(steps, tmp_path):
     stored = Stored(jax.tree.map(jnp.asarray, PARAMS))
     for i in range(len(steps)):

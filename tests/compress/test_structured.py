@@ -216,6 +216,7 @@ def test_members_at_once_are_one_by_one():
         assert_same_bits(jax.tree.map(lambda leaf, i=i: leaf[i], stacked), jax.jit(all_of)(member))
 
 
+@pytest.mark.slow
 def test_what_an_earlier_mask_left():
     steps = (MagnitudePrune(sparsity=0.6), StructuredPrune(sparsity=0.4))
     _, stored, masked, (params, _) = cut(MLP(3, (9, 5)), IMAGES, steps)

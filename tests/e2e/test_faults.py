@@ -142,6 +142,7 @@ def test_a_damaged_record_of_a_population(text, whole, monkeypatch):
     assert f"{record.absolute()} cannot be used" in done.err.replace(str(record), str(record.absolute()))
 
 
+@pytest.mark.slow
 def test_a_population_whose_records_are_gone(whole, monkeypatch):
     stop_after(monkeypatch, 3, *TOGETHER)
     (lost, *_) = SWEPT.glob("*/metrics.jsonl")
@@ -165,6 +166,7 @@ def test_a_job_with_a_checkpoint_of_its_own_joins_no_population(whole, monkeypat
     assert contents()[:2] == whole[ALONE][:2]
 
 
+@pytest.mark.slow
 def test_a_population_that_is_given_up_leaves_no_checkpoint(whole, monkeypatch):
     """Else a later session would go on from it, with records that another training wrote."""
     stop_after(monkeypatch, 2, *TOGETHER)

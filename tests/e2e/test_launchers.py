@@ -144,6 +144,7 @@ def test_a_killed_worker_costs_its_job_only(tmp_path):
     assert without_times(sweep) == without_times(tmp_path / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how", [signal.SIGTERM, *(pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGINT, signal.SIGKILL))]
 )

@@ -157,6 +157,7 @@ def test_a_sweeper_gets_the_returns_of_hydras_launcher_in_the_order_of_jobs(monk
     assert [returned.status == JobStatus.FAILED for returned in ours] == diverging and sum(diverging) == 2
 
 
+@pytest.mark.slow
 def test_hydras_launcher_under_our_sweeper():
     """It keeps no book of its jobs, so there is no table; a failed job is the exit code."""
     done = call("-m", *TINY, "loss=none", "seed=0,1", "hydra/launcher=basic", "hydra.sweep.dir=fine")
@@ -192,6 +193,7 @@ def test_a_folder_named_by_the_overrides(tmp_path):
 EARLY = (*TINY, "loss=none", "optim.epochs=12", "optim.lr=0.003,0.3,1", "seed=0,1", "student.dropout=0.2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "asked", [pytest.param(("evaluate.patience=2",), marks=pytest.mark.slow), ("evaluate.patience=2", "report=best_val")]
 )

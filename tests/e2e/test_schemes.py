@@ -57,8 +57,8 @@ def test_every_scheme_is_tried_here():
     assert set(SCHEMES) == set(options("scheme"))
 
 
-QUICK = ("two_stage", "fine_tune", "multi_teacher", "online", "self")
-"""Further stages, another body, several teachers, none, and the student's own."""
+QUICK = ("two_stage", "multi_teacher", "online")
+"""Further stages, several teachers, and none."""
 
 
 @pytest.mark.parametrize("name", slow_but(QUICK, tuple(SCHEMES)))

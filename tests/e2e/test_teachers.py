@@ -33,6 +33,7 @@ NEW = ("teacher.optim.epochs=150", "loss=kd")
 SAME = ("artifact.safetensors", "metrics.jsonl")
 
 
+@pytest.mark.slow
 def test_two_processes_train_a_new_teacher_once(tmp_path):
     cache = tmp_path / "cache"
     processes = [start(*TINY, *NEW, f"seed={seed}", f"hydra.run.dir=run{seed}", cwd=tmp_path) for seed in (0, 1)]

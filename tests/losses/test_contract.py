@@ -53,10 +53,10 @@ OTHER = {
 """Another setting of some losses."""
 
 
-TRACED = ("shapes", "state", "needs_teacher", "declared", "networks")
+TRACED = ("shapes", "state", "needs_teacher", "declared")
 """What needs no compiled program, so that it is tried for every loss."""
 QUICK = (
-    "ctkd", "dkd", "fsp", "ftd", "hard_label", "hint", "kd", "list_mle", "sp",
+    "dkd", "fsp", "ftd", "hard_label", "hint", "kd", "list_mle", "sp",
 )  # fmt: skip
 """A loss of each kind, to try all properties of; those of the others take minutes together."""
 QUICK_SETTINGS = ("attention", "dkd", "hint", "list_mle", "logit_mse", "sp")

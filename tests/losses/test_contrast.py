@@ -235,6 +235,7 @@ def test_state_keeps_its_types_and_is_no_narrower_than_float32(name):
     assert {x.dtype for x in jax.tree.leaves(state)} <= {jnp.dtype(t) for t in ("float32", "int32", "bool")}
 
 
+@pytest.mark.slow
 @every
 def test_vmap_over_numbers_is_the_loop_and_no_number_retraces(name):
     with jax.enable_x64(True):
@@ -254,6 +255,7 @@ def test_vmap_over_numbers_is_the_loop_and_no_number_retraces(name):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), together, loop)
 
 
+@pytest.mark.slow
 @every
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_finite_at_extremes(name, dtype):

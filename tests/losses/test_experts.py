@@ -25,7 +25,9 @@ def cost(form, params, s, z):
 
 
 @pytest.mark.parametrize("lean", [pytest.param(0, marks=pytest.mark.slow), 3, 50])  # the third sends every row to one expert
-@pytest.mark.parametrize(("temperature", "count"), [(1.0, M), (3e-3, 4), (1e-4, 2), (1e-10, 2)])
+@pytest.mark.parametrize(
+    ("temperature", "count"), [(1.0, M), (3e-3, 4), (1e-4, 2), pytest.param(1e-10, 2, marks=pytest.mark.slow)]
+)
 def test_every_form_is_the_sum_over_all_experts(temperature, count, lean):
     with jax.enable_x64(True):
         params = _experts.init_experts(jax.random.key(1), jnp.asarray(S), jnp.asarray(T), M, H)

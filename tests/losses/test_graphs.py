@@ -108,6 +108,7 @@ def test_parts_are_the_formulas(case):
         np.testing.assert_allclose(call(together, network(student), network(teacher)), expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("networks", [MLPS, NETS], ids=["mlp", "maps"])
 def test_gradient_by_finite_differences(networks):
     loss = InstanceRelationshipGraph(edge_transformation_weight=7.0)

@@ -11,6 +11,7 @@ from jdistill.errors import RunError
 from jdistill.sweep import replay
 from jdistill.sweep.replay import Replay, to_yaml
 from tests.e2e.helpers import files
+from tests.marks import slow_but
 from tests.sweep.hydras import multirun
 
 JOBS = {
@@ -83,7 +84,7 @@ def by_hydra(hydra, composer, composed, outcome):
     )
 
 
-@pytest.mark.parametrize("jobs", JOBS.values(), ids=JOBS)
+@pytest.mark.parametrize("jobs", slow_but(["groups and lists", "strings", "Hydra's keys"], JOBS))
 def test_a_job_folder_is_hydras_byte_for_byte(plain, jobs):
     composer = plain.composer()
     replayed = Replay(plain.context, composer)
