@@ -145,7 +145,7 @@ def fitted(folder, body: str, last: int | None = None) -> tuple[Any, Method]:
     return fit(tiny.setup(folder, own, parts=tiny.parts(NETWORK, augment=tiny.AUGMENT), checkpoints=None)), own
 
 
-@pytest.mark.parametrize("body", [pytest.param("frozen", marks=pytest.mark.slow), "low_rank", "all"])
+@pytest.mark.parametrize("body", [*(pytest.param(body, marks=pytest.mark.slow) for body in ("frozen", "low_rank")), "all"])
 def test_the_body_keeps_what_it_is_told_to_keep(body, tmp_path):
     before, _ = fitted(tmp_path / "before", body, last=1)
     after, own = fitted(tmp_path / "after", body)
@@ -189,7 +189,9 @@ def test_only_the_task_is_learned_in_the_second_stage(tmp_path):
     assert rows[3]["train"]["cross_entropy"] < rows[2]["train"]["cross_entropy"]
 
 
-@pytest.mark.parametrize(("body", "compression"), [("low_rank", "none"), ("frozen", "prune")])
+@pytest.mark.parametrize(
+    ("body", "compression"), [pytest.param("low_rank", "none", marks=pytest.mark.slow), ("frozen", "prune")]
+)
 def test_what_is_exported_has_the_students_own_form(body, compression, tmp_path):
     small = (("data.examples", 100), ("optim.epochs", 2), ("teacher.optim.epochs", 1), ("evaluate.latency", False))
     given = tiny.config(

@@ -137,6 +137,7 @@ def returns_of(monkeypatch, owner, *arguments):
     return found[0]
 
 
+@pytest.mark.slow
 def test_a_sweeper_gets_the_returns_of_hydras_launcher_in_the_order_of_jobs(monkeypatch, tmp_path):
     """Two groups take turns, and two jobs diverge."""
     given = ("optim.lr=1e-3,1e30", "student.widths=[8],[4]")

@@ -43,7 +43,7 @@ OWN = ("data=interactions", "data.path=log.csv", "task=recommend", "teacher=bpr"
 @pytest.mark.parametrize(
     "loss",
     [
-        ("loss=kd",), RRD, pytest.param(("loss=none",), marks=pytest.mark.slow),
+        pytest.param(("loss=kd",), marks=pytest.mark.slow), RRD, pytest.param(("loss=none",), marks=pytest.mark.slow),
         pytest.param(("loss=cd", "loss.pool=10", "loss.samples=5"), marks=pytest.mark.slow),
         pytest.param(("loss=de", "loss.experts=2"), marks=pytest.mark.slow),
         pytest.param(("loss=ftd",), marks=pytest.mark.slow),

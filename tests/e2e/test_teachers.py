@@ -33,7 +33,6 @@ NEW = ("teacher.optim.epochs=150", "loss=kd")
 SAME = ("artifact.safetensors", "metrics.jsonl")
 
 
-@pytest.mark.slow
 def test_two_processes_train_a_new_teacher_once(tmp_path):
     cache = tmp_path / "cache"
     processes = [start(*TINY, *NEW, f"seed={seed}", f"hydra.run.dir=run{seed}", cwd=tmp_path) for seed in (0, 1)]
@@ -58,6 +57,7 @@ def test_two_processes_train_a_new_teacher_once(tmp_path):
     assert not list((cache / "teachers").glob("*.partial"))
 
 
+@pytest.mark.slow
 def test_a_teacher_killed_in_training_is_no_teacher_and_goes_on(tmp_path):
     cache = tmp_path / "cache"
     command = (*TINY, *NEW, "checkpoint.every_steps=20", "hydra.run.dir=run")

@@ -59,7 +59,7 @@ QUICK = (
     "dkd", "fsp", "ftd", "hard_label", "hint", "kd", "list_mle", "sp",
 )  # fmt: skip
 """A loss of each kind, to try all properties of; those of the others take minutes together."""
-QUICK_SETTINGS = ("attention", "dkd", "hint", "list_mle", "logit_mse", "sp")
+QUICK_SETTINGS = ("hint", "list_mle")
 """The like among `OTHER`."""
 
 

@@ -216,6 +216,7 @@ def test_gradients_by_finite_differences_and_none_through_the_state(name):
         assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(grads))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["crd", "cocord"])
 def test_jit_is_eager(name):
     with jax.enable_x64(True):
@@ -225,6 +226,7 @@ def test_jit_is_eager(name):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-14), eager, compiled)
 
 
+@pytest.mark.slow
 @every
 def test_state_keeps_its_types_and_is_no_narrower_than_float32(name):
     loss, at = LOSSES[name], context(*(jax.tree.map(lambda x: x.astype(jnp.bfloat16), out) for out in draw(0)))

@@ -42,7 +42,9 @@ GOLDENS = {
 }
 
 
-@pytest.mark.parametrize(("k", "x64", "tolerance"), [(1, True, 1e-10), (2, True, 1e-10), (2, False, 1e-4)])
+@pytest.mark.parametrize(
+    ("k", "x64", "tolerance"), [pytest.param(1, True, 1e-10, marks=pytest.mark.slow), (2, True, 1e-10), (2, False, 1e-4)]
+)
 def test_repdistillers_value_and_gradient(k, x64, tolerance):
     with jax.enable_x64(x64):
         student, teacher = network(STUDENT), network(TEACHER)
@@ -80,6 +82,7 @@ def test_more_vectors_than_a_map_has():
     np.testing.assert_array_equal(few, many)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shapes", "loss"),
     [

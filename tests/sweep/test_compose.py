@@ -105,10 +105,9 @@ def typed(value):
 
 
 QUICK = (
-    "numbers", "null and back", "lists", "strings", "groups", "group after value", "packages", "added keys", "deleted keys",
-    "schedules", "interpolations", "Hydra's keys", "one key twice",
+    "numbers", "lists", "groups", "group after value", "added keys", "deleted keys", "interpolations", "Hydra's keys",
 )  # fmt: skip
-"""Each way of asking once."""
+"""The ways in which jobs are asked for."""
 
 
 @pytest.mark.parametrize("jobs", slow_but(QUICK, SWEPT))

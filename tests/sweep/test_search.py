@@ -121,6 +121,7 @@ def states(study: "optuna.Study") -> list[str]:
     return [trial.state.name for trial in study.trials]
 
 
+@pytest.mark.slow
 def test_tpe_comes_closer_to_the_optimum_than_chance(tmp_path):
     found = {}
     for sampler in ("tpe", "random"):
@@ -214,7 +215,7 @@ def test_a_search_without_any_finished_trial_says_so(tmp_path):
     assert not isinstance(caught.value, SweepFailed)
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
+@pytest.mark.parametrize("sampler", ["tpe", *(pytest.param(name, marks=pytest.mark.slow) for name in ("nsga2", "random"))])
 def test_killed_in_a_batch_it_goes_on_as_if_nothing_had_happened(tmp_path, sampler):
     whole = run(tmp_path / "whole", FakeLauncher(), sampler=sampler, **FEW)
     killed = tmp_path / "killed"
