@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import jdistill.options  # noqa: F401 (what is first registered inside a test would be taken back with it)
 from jdistill.plugins import load_plugins
 from jdistill.registry import options, provided_by
 from jdistill.testing import assert_conforms
