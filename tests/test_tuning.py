@@ -20,6 +20,7 @@ from jdistill.schemes import FineTune
 from jdistill.stages import leave_stage
 from jdistill.tuning import HEAD, HeadOnly, LowRank
 from tests import tiny
+from tests.marks import slow_but
 from tests.tiny import assert_close, assert_same_bits
 
 NETWORK = tiny.CONVOLUTIONAL
@@ -145,7 +146,7 @@ def fitted(folder, body: str, last: int | None = None) -> tuple[Any, Method]:
     return fit(tiny.setup(folder, own, parts=tiny.parts(NETWORK, augment=tiny.AUGMENT), checkpoints=None)), own
 
 
-@pytest.mark.parametrize("body", [*(pytest.param(body, marks=pytest.mark.slow) for body in ("frozen", "low_rank")), "all"])
+@pytest.mark.parametrize("body", slow_but(["all"], ("frozen", "low_rank", "all")))
 def test_the_body_keeps_what_it_is_told_to_keep(body, tmp_path):
     before, _ = fitted(tmp_path / "before", body, last=1)
     after, own = fitted(tmp_path / "after", body)

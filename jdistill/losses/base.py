@@ -91,10 +91,14 @@ class Loss:
     def lookup(self, known: Known) -> PyTree:
         """What `draw` reads off `known` alike in every step, so that training makes it once: `known.lookup`; None for most.
 
-        It may depend on static fields only. Where `known.lookup` is None, `draw` calls this itself.
+        It may depend on static fields only. `draw` asks for it by `looked_up`.
         """
         del known
         return None
+
+    def looked_up(self, known: Known) -> PyTree:
+        """`known.lookup`, made now where training has not made it."""
+        return self.lookup(known) if known.lookup is None else known.lookup
 
     def adapt(self, student: Model, teacher: Model | None) -> Model:
         """The network that is trained and deployed: the student, unless the loss builds something of the two (SimKD).

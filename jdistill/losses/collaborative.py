@@ -153,7 +153,7 @@ class UnbiasedDistillation(RankedLoss):
 
     def draw(self, key: Array, known: Known, user: Array) -> Array:
         """The better items of the pairs, group by group, then the worse ones: [B, drawn] int32."""
-        ordered, size = self.lookup(known) if known.lookup is None else known.lookup
+        ordered, size = self.looked_up(known)
         start, better, worse = jnp.cumsum(size, axis=1) - size, [], []
         for g in range(self.groups):
             count = jnp.minimum(size[user, g], self.top)

@@ -254,7 +254,7 @@ class Sum(Loss):
 
     def draw(self, key: Array, known: Known, user: Array) -> Array:
         """The items of each part that draws, in the order of the parts."""
-        tables = self.lookup(known) if known.lookup is None else known.lookup
+        tables = self.looked_up(known)
         items = [
             one.draw(jax.random.fold_in(key, i), known._replace(lookup=tables[i]), user)
             for i, one in enumerate(self.losses)

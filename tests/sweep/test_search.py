@@ -22,6 +22,8 @@ from jdistill.sweep.studies import OptunaJudge, Store
 optuna = pytest.importorskip("optuna")
 from optuna.trial import TrialState  # noqa: E402
 
+from tests.marks import slow_but  # noqa: E402
+
 SPACE = ("loss.temperature=interval(1,10)", "optim.lr=tag(log,interval(1e-4,1))")
 EPOCHS = 9
 FEW = {"n_trials": 16, "startup_trials": 5}
@@ -215,7 +217,7 @@ def test_a_search_without_any_finished_trial_says_so(tmp_path):
     assert not isinstance(caught.value, SweepFailed)
 
 
-@pytest.mark.parametrize("sampler", ["tpe", *(pytest.param(name, marks=pytest.mark.slow) for name in ("nsga2", "random"))])
+@pytest.mark.parametrize("sampler", slow_but(["tpe"], ("tpe", "nsga2", "random")))
 def test_killed_in_a_batch_it_goes_on_as_if_nothing_had_happened(tmp_path, sampler):
     whole = run(tmp_path / "whole", FakeLauncher(), sampler=sampler, **FEW)
     killed = tmp_path / "killed"
