@@ -1,6 +1,6 @@
 """Recommendation: BPR epochs and full ranking against PyTorch, ranking as items grow, tables updated by rows, a whole teacher.
 
-    python benchmarks/recommend.py [--torch-python PATH] [--parts epoch,ranking,growth,rows,teacher] [--out FILE]
+    python benchmarks/recommend.py [--torch-python PATH] [--parts epoch,ranking,growth,rows,frozen,teacher] [--out FILE]
 
 epoch    A BPR epoch on CiteULike (115,142 pairs, batch 1,024, Adam with L2 1e-3 in the gradient, losses summed: the recipe
          of conf/experiment/topology_distillation.yaml), d = 200 and 20, against the same in eager PyTorch. Both draw a
@@ -13,6 +13,9 @@ growth   Ranking for up to 1,000 users as the catalogue grows, d = 32, random ta
          own, less that before ranking, compilation included; and what XLA counts for the program that it runs.
 rows     Steps a second of BPR with Adam, d = 32, batch 1,024, 100,000 users, and what XLA counts beside the arguments:
          `optim.rows` against the dense update.
+frozen   Steps a second of a BPR student of 20 dimensions with KD from a frozen recommender of 64 on CiteULike: the teacher as
+         tables of its vectors, as jdistill trains, against running its network in every step. Untrained teachers of three
+         kinds; histories of 50 random items.
 teacher  The command: a BPR teacher of 200 dimensions, 100 epochs, evaluated every 10. Start-up and compilation are in it.
 
 Compilation and a first call are outside the timing elsewhere; medians of `--rounds`. Random pairs stand in for CiteULike
@@ -21,6 +24,7 @@ it they are left out.
 """
 
 import argparse
+import dataclasses
 import json
 import statistics
 import subprocess
@@ -31,100 +35,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from _bpr import Training, citeulike, dataset
 from _common import cores, finish, fresh, has_torch, jdistill, keep_to, names, options, report, results, table, workplace
 
-PARTS = ("epoch", "ranking", "growth", "rows", "teacher")
+PARTS = ("epoch", "ranking", "growth", "rows", "frozen", "teacher")
 HERE = Path(__file__).resolve().parent
-DIMS, BATCH, SIZE = (200, 20), 1024, 50
+DIMS, SIZE = (200, 20), 50
 EXCLUDED, LEAST = 20, 100_000
 """Items excluded for each user, where the tables are random; the smallest catalogue that is updated by rows."""
-
-
-def citeulike() -> tuple[Any, str]:
-    """The data of topology distillation and what they are: random pairs of the same numbers where it is not there."""
-    import numpy as np
-
-    from jdistill.data.interactions import citeulike as load
-    from jdistill.errors import UsageError
-
-    try:
-        return load(split="topology"), "CiteULike"
-    except UsageError as error:
-        rng = np.random.default_rng(0)
-        pairs = np.stack([rng.integers(0, 5220, 115_142), rng.integers(0, 25_182, 115_142)], axis=1).astype(np.int32)
-        return dataset(5220, 25_182, pairs), f"random pairs ({error})"
-
-
-def dataset(users: int, items: int, pairs: Any) -> Any:
-    """A `Dataset` of training pairs [N, 2], which asks for every user's items in the test."""
-    import numpy as np
-
-    from jdistill.data.base import Dataset, Schema
-
-    asked = np.arange(users, dtype=np.int32)[:, None]
-    none = {"inputs": np.zeros((0, 1), np.int32), "label": np.zeros((0, 1), np.int32)}
-    test = {"inputs": asked, "label": np.zeros_like(asked)}
-    train = {"inputs": pairs, "label": np.ones(len(pairs), np.float32)}
-    return Dataset("random", train, none, test, items, (), (), 1.0, None, {}, Schema(users=users, items=items))
-
-
-class Training:
-    """BPR on a data set as `jdistill.fit` trains it: blocks of steps in one program, the last, smaller batch by itself."""
-
-    def __init__(self, data: Any, dim: int, rows: bool = False):
-        import jax
-        import jax.numpy as jnp
-
-        from jdistill.method import Stage, Term
-        from jdistill.models.recommend.bpr import BPR
-        from jdistill.modules import from_linen
-        from jdistill.optim import Optimizer
-        from jdistill.pytrees import as_leaves
-        from jdistill.stages import enter_stage, init_state
-        from jdistill.tasks.recommendation import Recommend
-        from jdistill.train import Keys, Learner, Parts, programs, zero_totals
-
-        task, self.keys = Recommend(reduction="sum"), Keys.of(0)
-        self.model = from_linen(BPR(schema=data.schema, dim=dim))
-        learners, sampler = (Learner("student", self.model),), task.sampler(data)
-        parts = Parts(learners, (), data.preprocess, None, lambda *_: {}, sampler=sampler)
-        optim = Optimizer(batch_size=BATCH, weight_decay=1e-3, rows=rows)
-        self.stage = as_leaves(Stage(name="train", terms=(Term(name="bpr", loss=task.loss(), reduction="sum"),), optim=optim))
-        self.data = {name: jnp.asarray(data.train[name]) for name in ("inputs", "label")}
-        self.frozen = {"tables": jax.tree.map(jnp.asarray, task.tables(data))}
-        sample: dict[str, Any] = {k: jax.ShapeDtypeStruct((2, *v.shape[1:]), v.dtype) for k, v in self.data.items()}
-        sample["index"] = jax.ShapeDtypeStruct((2,), jnp.int32)
-        start = init_state(parts, self.keys.init, sample)
-        self.state = enter_stage(parts, self.stage, start, self.keys.init, sample, self.frozen, self.data["label"])
-        self.programs, self.none, self.number = programs(parts), zero_totals(self.stage, ()), 0
-        self.steps, self.rest = divmod(len(data.train["label"]), BATCH)
-        self.lengths = (jnp.float32(self.steps + 1), jnp.float32(100))
-
-    def block(self, count: int) -> tuple[Any, ...]:
-        """The arguments of a block of `count` steps in a new order."""
-        import jax.numpy as jnp
-
-        from jdistill.train import epoch_order
-
-        self.number += 1
-        self.order = epoch_order(self.keys.order, len(self.data["label"]), jnp.int32(self.number))
-        span = (jnp.int32(0), jnp.int32(count))
-        given = (self.frozen, self.data, self.order, *span, self.keys.step, self.stage, self.lengths)
-        return (self.state, self.none, *given)
-
-    def epoch(self) -> dict[str, float]:
-        """Trains on every pair once; seconds and the mean loss."""
-        from jdistill.train import take_jit
-
-        started = time.perf_counter()
-        self.state, totals = self.programs.block(*self.block(self.steps))
-        loss = float(totals["loss"]) / BATCH  # the term is a sum over the batch, counted once for each of its examples
-        if self.rest:
-            batch = take_jit(self.data, self.order[self.steps * BATCH :])
-            given = (self.frozen, batch, self.keys.step, self.stage, self.lengths)
-            self.state, totals = self.programs.single(self.state, self.none, *given)
-            loss += float(totals["loss"]) / self.rest
-        return {"seconds": time.perf_counter() - started, "loss": loss / len(self.data["label"])}
 
 
 class Torch:
@@ -272,21 +190,44 @@ def rows_worker(given: argparse.Namespace) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     pairs = np.stack([rng.integers(0, users, 1_000_000), rng.integers(0, items, 1_000_000)], axis=1).astype(np.int32)
     ours = Training(dataset(users, items, pairs), dim, rows=given.worker == "rows")
-    program = ours.programs.block.lower(*ours.block(1)).compile()
-    used = program.memory_analysis()
-    ours.state, _ = program(*ours.block(2))
-    steps, rates = 4, []
-    while len(rates) < given.rounds:
-        block = jax.block_until_ready(ours.block(steps))
-        started = time.perf_counter()
-        ours.state, _ = jax.block_until_ready(program(*block))
-        seconds = time.perf_counter() - started
-        if seconds < 1 and steps < 256:
-            steps *= 4
-            continue
-        rates.append(steps / seconds)
+    used = ours.programs.block.lower(*ours.block(1)).compile().memory_analysis()
     state = sum(leaf.nbytes for leaf in jax.tree.leaves((ours.state.params, ours.state.opt_state)))
-    return {"rate": statistics.median(rates), "beside": used.temp_size_in_bytes, "state": state}
+    return {"rate": ours.rate(given.rounds), "beside": used.temp_size_in_bytes, "state": state}
+
+
+def frozen_teachers(given: argparse.Namespace) -> list[dict[str, Any]]:
+    """Prints steps a second with the teacher as tables and as a network; returns the numbers."""
+    import jax
+    import numpy as np
+
+    from jdistill.data.base import Side
+    from jdistill.models.recommend.frozen import tabled
+    from jdistill.modules import as_model
+    from jdistill.ranking import requests_of_all
+    from jdistill.registry import build, options
+
+    rng, found = np.random.default_rng(0), []
+    data, what = citeulike()
+    sequence = rng.integers(0, data.schema.items, (data.schema.users, 51)).astype(np.int32)
+    schema, side = dataclasses.replace(data.schema, history=50), Side(np.unique(data.train["inputs"], axis=0))
+    data = dataclasses.replace(data, schema=schema, side=side, tables={"sequence": sequence})
+    requests = data.preprocess(requests_of_all(data))
+    for name in ("sasrec", "gru4rec", "lightgcn"):
+        fields = {key: default for key, (_, default) in options("teacher")[name].fields.items()}
+        given_ = {"schema": schema} | ({"side": side} if name == "lightgcn" else {})
+        model = as_model(build("teacher", {**fields, "name": name, "dim": 64}, **given_))
+        variables = model.init(jax.random.key(0), jax.tree.map(lambda a: a[:2], requests))
+        tables = tabled(model, variables, requests, (), float("inf"))
+        sides = [Training(data, 20, teacher=own) for own in (tables, (model, variables))]
+        rates = zip(*[[side.rate(1) for side in sides] for _ in range(given.rounds)], strict=True)  # in turns
+        found.append({"teacher": name, **dict(zip(("tables", "network"), map(statistics.median, rates), strict=True))})
+    print(f"data: {what}, {given.threads} threads")
+    shown = [
+        (one["teacher"], f"{one['tables']:.1f}", f"{one['network']:.1f}", f"{one['tables'] / one['network']:.1f}x")
+        for one in found
+    ]
+    table(("teacher", "tables, steps/s", "network", "tables / network"), shown)
+    return found
 
 
 def ask(given: argparse.Namespace, what: str, items: int) -> dict[str, Any]:
@@ -386,7 +327,7 @@ def main() -> None:
     with workplace(given.folder) as folder:
         if {"epoch", "ranking"} & set(given.parts):
             numbers |= against_torch(given, folder)
-        for part, measure in (("growth", growth), ("rows", by_rows)):
+        for part, measure in (("growth", growth), ("rows", by_rows), ("frozen", frozen_teachers)):
             if part in given.parts:
                 numbers[part] = measure(given)
         if "teacher" in given.parts:

@@ -22,7 +22,8 @@ def from_linen(module: nn.Module) -> Model:
 
     `inputs` are an array [B, ...] or a pytree of arrays, such as a request to a recommender (see `Batch`).
     Equal modules give the same functions, so that programs compiled for one run serve the next. A recommender may name
-    its `embedding_tables`, the `Rows` of `Tables`; its field `schema` then says how many rows they have.
+    its `embedding_tables`, the `Rows` of `Tables`; its field `schema` then says how many rows they have. One whose scores
+    are inner products has `factors`.
 
     A network whose units can be removed has a property `removable`: field -> its present value, a number of units or a
     tuple of such, with what None stands for filled in; an entry that is a tuple itself lists which units there are. Its
@@ -55,7 +56,8 @@ def _from_linen(module: nn.Module) -> Model:
         return from_linen(module.clone(schema=dataclasses.replace(module.schema, users=users, items=items)))
 
     ids = tuple(getattr(module, "embedding_tables", ()))
-    return Model(init, apply, _head, Tables(ids, sized) if ids else None, _widths(module))
+    tables = Tables(ids, sized) if ids else None
+    return Model(init, apply, _head, tables, _widths(module), getattr(module, "factors", None))
 
 
 def _widths(module: nn.Module) -> Widths | None:

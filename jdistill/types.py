@@ -68,6 +68,20 @@ class Tables(NamedTuple):
     sized: "Callable[[int, int], Model]"
 
 
+class Factors(NamedTuple):
+    """How a recommender's logits follow from its features: (user . item + bias of the item) / temperature.
+
+    All features but `item` are of the request's user and history, whatever its candidates.
+
+    Attributes:
+      bias: the path of the parameter [items] added to the scores, or None.
+      temperature: > 0.
+    """
+
+    bias: tuple[str, ...] | None = None
+    temperature: float = 1.0
+
+
 class Widths(NamedTuple):
     """The widths of a network of which units can be removed: neurons, channels, heads.
 
@@ -97,6 +111,8 @@ class Model(NamedTuple):
       head: `(params, embedding [B, D]) -> logits [B, K]`, the last linear layer alone, or None where it is not known.
       tables: what `optim.rows` updates by rows, or None for a network that has no such tables.
       widths: what of it `compression=structured` can remove, or None for a network that declares nothing.
+      factors: of a recommender whose scores are inner products of vectors that it computes; None for other networks, and
+        for one that only looks its vectors up.
     """
 
     init: Callable[..., tuple[PyTree, PyTree]]
@@ -104,6 +120,7 @@ class Model(NamedTuple):
     head: Callable[[PyTree, Array], Array] | None = None
     tables: Tables | None = None
     widths: Widths | None = None
+    factors: Factors | None = None
 
     def network(self, params: PyTree, state: PyTree, **mode: Any) -> Network:
         """The network with its arrays, in the mode that `apply` takes (`train`, `key`)."""

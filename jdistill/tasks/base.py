@@ -19,7 +19,13 @@ Answer = Any
 
 
 class Sampler(Protocol):
-    """Makes training batches of rows on device, where more goes into a batch than the rows hold (hashable)."""
+    """Makes training batches of rows on device, where more goes into a batch than the rows hold (hashable).
+
+    Attributes:
+      by_user: whether all that a request holds but its candidates follows from its user.
+    """
+
+    by_user: ClassVar[bool]
 
     def __call__(self, key: Array, batch: Batch, tables: Mapping[str, Any]) -> Batch:
         """The batch with prepared `inputs` and `label` of raw rows."""

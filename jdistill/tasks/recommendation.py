@@ -34,6 +34,7 @@ class Pairs:
 
     schema: Schema
     negatives: int
+    by_user: ClassVar[bool] = True
 
     def __call__(self, key: Array, batch: Batch, tables: Mapping[str, Any]) -> Batch:
         user, item = batch["inputs"][:, 0], batch["inputs"][:, 1]
@@ -59,6 +60,7 @@ class Sequences:
 
     schema: Schema
     negatives: int
+    by_user: ClassVar[bool] = False
 
     def __call__(self, key: Array, batch: Batch, tables: Mapping[str, Any]) -> Batch:
         items, length = batch["inputs"][:, 1:], self.schema.history

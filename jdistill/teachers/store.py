@@ -26,13 +26,14 @@ from jdistill.errors import RunError, UsageError
 from jdistill.fit import fit_one
 from jdistill.fitting import Member
 from jdistill.method import Method, Stage
+from jdistill.models.recommend.frozen import tabled
 from jdistill.networks import network, optimizer, teacher_data, teacher_network
 from jdistill.paths import cache_folder
-from jdistill.ranking import teacher_ranking
+from jdistill.ranking import requests_of_all, teacher_ranking
 from jdistill.records import MetricsFile
 from jdistill.sampling import Ranking
 from jdistill.schemes import Offline
-from jdistill.tasks.base import Answer
+from jdistill.tasks.base import Answer, Sampler
 from jdistill.teachers.given import given_logits
 from jdistill.teachers.saved import read_manifest, require_fit
 from jdistill.teachers.targets import Live, Lookup, Target
@@ -106,7 +107,8 @@ def prepare(
     """The teacher of a run: given, loaded, or trained now (one process trains, others wait for it).
 
     `features` are the names of teacher features that the losses read; where no augmentation changes them, they and the
-    logits are computed once for the whole training set, unless it is to be `live`, for a loss that calls the network.
+    logits are computed once for the whole training set, unless it is to be `live`, for a loss that calls the network. Of
+    a recommender's logits the vectors of users and items are, where requests of a user differ in their candidates alone.
     `depth` is how many items of each user and users of each item it ranks, for losses that draw from its ranking.
     """
     config = blueprint.config
@@ -215,9 +217,8 @@ def _ready(
     model = teacher_network(config, outputs, dataset)
     if own is not dataset and (maps := maps_between(dataset, own)) is not None:
         variables = with_maps(variables, maps)
-    live = live or task.sampler(dataset) is not None
-    target, arrays = (Live(model), variables) if live else _target(model, variables, dataset, features)
-    record = _record(node, manifest, Path(folder), "cached" if isinstance(target, Lookup) else "live")
+    target, arrays = _target(model, variables, dataset, features, task.sampler(dataset), live)
+    record = _record(node, manifest, Path(folder), "live" if arrays is variables else "cached")
     test = task.answer(model, dataset, variables, "test")
     ranking = teacher_ranking(model, dataset, variables, *depth) if any(depth) else None
     return Teacher(target, arrays, variables, test, record, ranking)
@@ -261,9 +262,15 @@ def _load(folder: Path, model: Model, dataset: Dataset, manifest: dict[str, Any]
     return variables
 
 
-def _target(model: Model, variables: Any, dataset: Dataset, features: frozenset[str]) -> tuple[Target, PyTree]:
-    """Outputs computed once where augmentation does not change them and they fit, else the network itself."""
-    if dataset.augment is not None:
+def _target(
+    model: Model, variables: Any, dataset: Dataset, features: frozenset[str], sampler: Sampler | None, live: bool
+) -> tuple[Target, PyTree]:
+    """What can be computed once and fits, else the network itself: see `prepare`."""
+    if sampler is not None and sampler.by_user:
+        requests = dataset.preprocess(requests_of_all(dataset))
+        model, variables = tabled(model, variables, requests, features, CACHED_OUTPUT_BYTES) or (model, variables)
+        return Live(model), variables
+    if live or sampler is not None or dataset.augment is not None:
         return Live(model), variables
     inputs = dataset.train["inputs"]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jdistill.teachers import store
 from tests.e2e.helpers import call, finish, jobs, result, rows, run, sole_error, start, succeed, teachers
 
 SHOP = (
@@ -105,6 +106,20 @@ def test_an_attention_teacher_into_a_factorisation(one_cache):
     assert found["teacher"]["name"] == "sasrec" and found["choices"]["task"] == "recommend"
     (manifest,) = [path / "manifest.json" for path in teachers(one_cache) if path.name == Path(found["teacher"]["folder"]).name]
     assert '"next_item"' in manifest.read_text() and "pointwise_bce" in (manifest.parent / "metrics.jsonl").read_text()
+
+
+@pytest.mark.slow
+def test_a_teacher_as_tables_teaches_as_the_network_does(monkeypatch):
+    """Drawn items, features and the task's own candidates."""
+    taught = (*SHOP, "teacher=lightgcn", "teacher.dim=8", "student=bpr", "student.dim=3")
+    each = "loss.of={rrd: {interesting: 4, uninteresting: 4, top: 10, weight: 1}, hint: {weight: 1}, kd: {weight: 1}}"
+    cached = run(Path("cached"), *taught, "loss=sum", each)
+    monkeypatch.setattr(store, "CACHED_OUTPUT_BYTES", 0)
+    store._ready.cache_clear()
+    live = run(Path("live"), *taught, "loss=sum", each)
+    assert (cached["teacher"]["outputs"], live["teacher"]["outputs"]) == ("cached", "live")
+    for name, value in live["metrics"]["train"].items():
+        assert cached["metrics"]["train"][name] == pytest.approx(value, rel=1e-4)
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from jdistill.models.base import model, positive_integer
 from jdistill.models.mlp import ACTIVATIONS
 from jdistill.models.recommend._scores import Request, embed, pooled, require_interactions, score
 from jdistill.pytrees import require_fraction, require_one_of, require_positive
+from jdistill.types import Factors
 
 _ACTIVATIONS = {**ACTIVATIONS, "identity": lambda x: x}
 
@@ -53,6 +54,10 @@ class CDAE(nn.Module):
         require_fraction(dropout=self.dropout)
         require_positive(init_std=self.init_std)
         super().__post_init__()
+
+    @property
+    def factors(self) -> Factors:
+        return Factors(("bias",))
 
     @nn.compact
     def __call__(self, inputs: Request, train: bool = False) -> tuple[Array, dict[str, Array]]:

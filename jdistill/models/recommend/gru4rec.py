@@ -8,6 +8,7 @@ from jdistill.data.base import Schema
 from jdistill.models.base import model, positive_integer
 from jdistill.models.recommend._scores import Request, asking, embed, require_interactions, score
 from jdistill.pytrees import require_fraction, require_positive
+from jdistill.types import Factors
 
 
 @model("gru4rec", teacher={"dim": 128}, student={"dim": 16})
@@ -48,6 +49,10 @@ class GRU4Rec(nn.Module):
         require_fraction(dropout=self.dropout)
         require_positive(init_std=self.init_std)
         super().__post_init__()
+
+    @property
+    def factors(self) -> Factors:
+        return Factors(("bias",))
 
     @nn.compact
     def __call__(self, inputs: Request, train: bool = False) -> tuple[Array, dict[str, Array]]:

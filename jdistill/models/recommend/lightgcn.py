@@ -16,7 +16,7 @@ from jdistill.errors import UsageError
 from jdistill.models.base import model, positive_integer
 from jdistill.models.recommend._scores import Request, holding, require_interactions, score
 from jdistill.pytrees import require_positive
-from jdistill.types import Model
+from jdistill.types import Factors, Model
 
 
 @model("lightgcn", teacher={"dim": 200}, student={"dim": 20})
@@ -77,6 +77,10 @@ class LightGCN(nn.Module):
         positive_integer(dim=self.dim, layers=self.layers)
         require_positive(init_std=self.init_std)
         super().__post_init__()
+
+    @property
+    def factors(self) -> Factors:
+        return Factors()
 
     @nn.compact
     def __call__(self, inputs: Request, train: bool = False) -> tuple[Array, dict[str, Array]]:

@@ -11,6 +11,7 @@ from jdistill.errors import UsageError
 from jdistill.models.base import model, positive_integer, positive_integers
 from jdistill.models.recommend._scores import Request, asking, embed, require_interactions, score
 from jdistill.pytrees import require_fraction
+from jdistill.types import Factors
 
 _glorot = nn.initializers.glorot_uniform()
 
@@ -69,6 +70,10 @@ class SASRec(nn.Module):
             _require_heads(self.layers, self.heads, self.kept_heads)
             self.kept_heads = tuple(map(tuple, self.kept_heads))
         super().__post_init__()
+
+    @property
+    def factors(self) -> Factors:
+        return Factors()
 
     @property
     def removable(self) -> dict[str, tuple[Any, ...]]:

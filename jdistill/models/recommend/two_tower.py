@@ -13,7 +13,7 @@ from jdistill.models.base import model, positive_integer, positive_integers
 from jdistill.models.layers import linear
 from jdistill.models.recommend._scores import Request, holding, pooled, products, require_interactions
 from jdistill.pytrees import require_positive
-from jdistill.types import USERS_AND_ITEMS, Model, Rows
+from jdistill.types import USERS_AND_ITEMS, Factors, Model, Rows
 
 
 @model("two_tower", teacher={"dim": 128, "widths": (256,)}, student={"dim": 16, "widths": (32,)})
@@ -102,6 +102,10 @@ class TwoTower(nn.Module):
     def embedding_tables(self) -> Rows:
         """What `optim.rows` updates by rows: nothing where histories and features read more than a request's ids."""
         return () if self.schema.history or self.user_features or self.item_features else USERS_AND_ITEMS
+
+    @property
+    def factors(self) -> Factors | None:
+        return None if self.embedding_tables else Factors(temperature=self.temperature)
 
     def setup(self) -> None:
         normal = nn.initializers.normal(self.init_std)
