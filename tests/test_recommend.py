@@ -79,6 +79,20 @@ def test_pairs_are_positives_and_items_never_met(history, negatives):
     assert np.all(np.asarray(made["label"]) == 0) and np.asarray(made["index"]).tolist() == rows.tolist()
 
 
+@pytest.mark.parametrize(("task", "history"), [(Recommend(), 0), (Recommend(), LENGTH), (NextItem(), LENGTH)])
+def test_everyones_requests_are_those_of_training(task, history):
+    data = shop(history)
+    sampler, rows = task.sampler(data), np.array([3, 0, 3])
+    request = sampler(jax.random.key(0), batch_of(task, data, rows), tables_of(task, data))["inputs"]
+    everyone = sampler.everyone(data.tables)
+    assert set(everyone) == set(request) - {"items"} and len(everyone["user"]) % USERS == 0
+    positions = len(everyone["user"]) // USERS
+    users = np.asarray(request["user"])[::positions]
+    for name, values in everyone.items():
+        by_user = values.reshape(USERS, -1)
+        np.testing.assert_array_equal(np.asarray(request[name]).reshape(len(users), -1), by_user[users])
+
+
 def test_pairs_are_drawn_anew_with_each_key():
     data, task = shop(), Recommend(negatives=4)
     raw, tables = batch_of(task, data, np.arange(12)), tables_of(task, data)

@@ -19,19 +19,19 @@ Answer = Any
 
 
 class Sampler(Protocol):
-    """Makes training batches of rows on device, where more goes into a batch than the rows hold (hashable).
-
-    Attributes:
-      by_user: whether all that a request holds but its candidates follows from its user.
-    """
-
-    by_user: ClassVar[bool]
+    """Makes training batches of rows on device, where more goes into a batch than the rows hold (hashable)."""
 
     def __call__(self, key: Array, batch: Batch, tables: Mapping[str, Any]) -> Batch:
         """The batch with prepared `inputs` and `label` of raw rows."""
 
     def shapes(self, batch: Batch) -> Batch:
         """Shapes and dtypes of that, for an abstract batch."""
+
+    def everyone(self, tables: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The training requests of all users in their order, without candidates, from host arrays.
+
+        None where a user's requests differ in more than their candidates.
+        """
 
 
 class Task:

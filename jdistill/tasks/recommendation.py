@@ -34,7 +34,6 @@ class Pairs:
 
     schema: Schema
     negatives: int
-    by_user: ClassVar[bool] = True
 
     def __call__(self, key: Array, batch: Batch, tables: Mapping[str, Any]) -> Batch:
         user, item = batch["inputs"][:, 0], batch["inputs"][:, 1]
@@ -49,6 +48,10 @@ class Pairs:
         inputs = {"user": _ids(rows), "items": _ids(rows, 1 + self.negatives)}
         return {**batch, "inputs": inputs | ({"history": _ids(rows, history)} if history else {}), "label": _ids(rows)}
 
+    def everyone(self, tables: Mapping[str, Any]) -> dict[str, Any]:
+        user = np.arange(self.schema.users, dtype=np.int32)
+        return {"user": user} | ({"history": tables["sequence"][:, 1:]} if self.schema.history else {})
+
 
 @dataclasses.dataclass(frozen=True)
 class Sequences:
@@ -60,7 +63,6 @@ class Sequences:
 
     schema: Schema
     negatives: int
-    by_user: ClassVar[bool] = False
 
     def __call__(self, key: Array, batch: Batch, tables: Mapping[str, Any]) -> Batch:
         items, length = batch["inputs"][:, 1:], self.schema.history
@@ -82,6 +84,10 @@ class Sequences:
             for name, value in batch.items() if name not in ("inputs", "label")
         }  # fmt: skip
         return {**rest, "inputs": inputs, "label": _ids(rows), "valid": jax.ShapeDtypeStruct((rows,), bool)}
+
+    def everyone(self, tables: Mapping[str, Any]) -> dict[str, Any]:
+        user = np.repeat(np.arange(self.schema.users, dtype=np.int32), self.schema.history)
+        return {"user": user, "history": tables["sequence"][:, :-1]}
 
 
 def _ids(*shape: int) -> jax.ShapeDtypeStruct:

@@ -29,7 +29,7 @@ from jdistill.method import Method, Stage
 from jdistill.models.recommend.frozen import tabled
 from jdistill.networks import network, optimizer, teacher_data, teacher_network
 from jdistill.paths import cache_folder
-from jdistill.ranking import requests_of_all, teacher_ranking
+from jdistill.ranking import teacher_ranking
 from jdistill.records import MetricsFile
 from jdistill.sampling import Ranking
 from jdistill.schemes import Offline
@@ -108,7 +108,7 @@ def prepare(
 
     `features` are the names of teacher features that the losses read; where no augmentation changes them, they and the
     logits are computed once for the whole training set, unless it is to be `live`, for a loss that calls the network. Of
-    a recommender's logits the vectors of users and items are, where requests of a user differ in their candidates alone.
+    a recommender's logits the vectors of users and items are, where a user's requests differ in their candidates alone.
     `depth` is how many items of each user and users of each item it ranks, for losses that draw from its ranking.
     """
     config = blueprint.config
@@ -266,11 +266,12 @@ def _target(
     model: Model, variables: Any, dataset: Dataset, features: frozenset[str], sampler: Sampler | None, live: bool
 ) -> tuple[Target, PyTree]:
     """What can be computed once and fits, else the network itself: see `prepare`."""
-    if sampler is not None and sampler.by_user:
-        requests = dataset.preprocess(requests_of_all(dataset))
-        model, variables = tabled(model, variables, requests, features, CACHED_OUTPUT_BYTES) or (model, variables)
+    if live or dataset.augment is not None:
         return Live(model), variables
-    if live or sampler is not None or dataset.augment is not None:
+    if sampler is not None:
+        requests = sampler.everyone(dataset.tables)
+        tables = None if requests is None else tabled(model, variables, requests, features, CACHED_OUTPUT_BYTES)
+        model, variables = tables or (model, variables)
         return Live(model), variables
     inputs = dataset.train["inputs"]
 

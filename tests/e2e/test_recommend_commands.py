@@ -109,14 +109,16 @@ def test_an_attention_teacher_into_a_factorisation(one_cache):
 
 
 @pytest.mark.slow
-def test_a_teacher_as_tables_teaches_as_the_network_does(monkeypatch):
+@pytest.mark.parametrize("task", ["recommend", "next_item"])
+def test_a_teacher_as_tables_teaches_as_the_network_does(task, monkeypatch):
     """Drawn items, features and the task's own candidates."""
-    taught = (*SHOP, "teacher=lightgcn", "teacher.dim=8", "student=bpr", "student.dim=3")
-    each = "loss.of={rrd: {interesting: 4, uninteresting: 4, top: 10, weight: 1}, hint: {weight: 1}, kd: {weight: 1}}"
-    cached = run(Path("cached"), *taught, "loss=sum", each)
+    losses = "loss.of={rrd: {interesting: 4, uninteresting: 4, top: 10, weight: 1}, hint: {weight: 1}, kd: {weight: 1}}"
+    small = ("student=sasrec", "student.dim=3", "student.dropout=0", "optim.batch_size=20")
+    taught = (*SHOP, *SEQUENCES, f"task={task}", *small, "loss=sum", losses)
+    cached = run(Path("cached"), *taught)
     monkeypatch.setattr(store, "CACHED_OUTPUT_BYTES", 0)
     store._ready.cache_clear()
-    live = run(Path("live"), *taught, "loss=sum", each)
+    live = run(Path("live"), *taught)
     assert (cached["teacher"]["outputs"], live["teacher"]["outputs"]) == ("cached", "live")
     for name, value in live["metrics"]["train"].items():
         assert cached["metrics"]["train"][name] == pytest.approx(value, rel=1e-4)

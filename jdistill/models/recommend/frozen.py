@@ -11,8 +11,8 @@ from jax import Array
 from jdistill.models.recommend._scores import Request, score
 from jdistill.types import Factors, Model, Outputs, PyTree
 
-ROWS = 1024
-"""Users a call computes at a time."""
+ROWS = 16_384
+"""Positions of histories that a call computes, at most."""
 
 
 def tabled(
@@ -25,7 +25,7 @@ def tabled(
 
     Args:
       model, variables: the recommender, its params and state.
-      request: one row for each user, in their order; no `items`.
+      request: a row for each user, in their order, or one for each position of each user's history; no `items`.
       read: the features that are read. Others keep their names, empty: a loss's default layer must not change with what
         is kept.
       most: bytes.
@@ -44,18 +44,22 @@ def tabled(
     def of_items(variables: Any, request: Any) -> Array:
         return model.apply(*variables, request, train=False)[0].features["item"]
 
-    users, first = len(request["user"]), jax.tree.map(lambda rows: jnp.asarray(rows[:1]), request)
-    of_one, of_all = (jax.eval_shape(call, variables, first) for call in (of_users, of_items))
+    users, asked = len(request.get("history", request["user"])), request["user"]
+    positions = len(asked) // users
+
+    def some(start: int, stop: int) -> Any:
+        rows = {name: rows[start:stop] for name, rows in request.items()}
+        return {**rows, "user": asked[start * positions : stop * positions]}
+
+    of_one, of_all = (jax.eval_shape(call, variables, some(0, 1)) for call in (of_users, of_items))
     if 4 * (users * sum(leaf.size for leaf in jax.tree.leaves(of_one)) + of_all.size) > most:
         return None
-    compiled = jax.jit(of_users)
-    chunks = [
-        compiled(variables, jax.tree.map(lambda rows, start=start: rows[start : start + ROWS], request))
-        for start in range(0, users, ROWS)
-    ]
+    compiled, chunk = jax.jit(of_users), max(1, ROWS // request.get("history", asked[:, None]).shape[1])
+    chunks = [compiled(variables, some(start, start + chunk)) for start in range(0, users, chunk)]
+    joined = jax.tree.map(lambda *parts: jnp.concatenate(parts), *chunks)
     tables: dict[str, Any] = {
-        "user": jax.tree.map(lambda *parts: jnp.concatenate(parts), *chunks),
-        "item": jax.jit(of_items)(variables, first),
+        "user": jax.tree.map(lambda rows: rows.reshape(users, positions, *rows.shape[1:]), joined),
+        "item": jax.jit(of_items)(variables, some(0, 1)),
     }
     if model.factors.bias is not None:
         tables["bias"] = functools.reduce(lambda tree, key: tree[key], model.factors.bias, variables[0])
@@ -64,14 +68,16 @@ def tabled(
 
 @functools.lru_cache(maxsize=16)
 def _look_up(factors: Factors) -> Model:
-    """The network whose parameters are the tables of `tabled`."""
+    """The network whose parameters are the tables of `tabled`: `user` {feature: [users, positions, ...]}, `item`, `bias`."""
 
     def init(key: Any, inputs: Any) -> Any:
         raise NotImplementedError("tables are made of a trained network")
 
     def apply(params: PyTree, state: PyTree, inputs: Request, **mode: Any) -> tuple[Outputs, PyTree]:
         del mode
-        features = {name: rows[inputs["user"]] for name, rows in params["user"].items()}
+        asked, positions = inputs["user"], params["user"]["user"].shape[1]
+        found = {name: rows[asked[::positions]] for name, rows in params["user"].items()}
+        features = {name: rows.reshape(len(asked), *rows.shape[2:]) for name, rows in found.items()}
         user = features["user"]
         logits, item = score(user, params["item"], inputs.get("items"), params.get("bias"))
         return Outputs(logits / factors.temperature, {**features, "embedding": user, "item": item}), state

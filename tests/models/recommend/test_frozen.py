@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from jdistill.models.recommend.frozen import tabled
+from tests.marks import slow_but
 from tests.models.recommend import shop
 
 FACTORED = ["cdae", "gru4rec", "lightgcn", "sasrec", "two_tower"]
@@ -23,6 +24,11 @@ def of(user, items=None):
     return shop.request(items, user=user, history=HISTORIES[user])
 
 
+def same(found, expected):
+    assert found.features.keys() == expected.features.keys()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected)
+
+
 @pytest.mark.parametrize("name", FACTORED)
 @pytest.mark.parametrize("items", [shop.PAIRS, shop.SHARED, None], ids=["own", "shared", "catalogue"])
 def test_it_says_what_the_network_says(name, items):
@@ -30,14 +36,31 @@ def test_it_says_what_the_network_says(name, items):
     names = jax.eval_shape(lambda: model.apply(*variables, of(shop.USER, items))[0]).features
     table, held = tabled(model, variables, EVERYONE, names, MUCH)
     expected, found = (shop.run(m, *v, of(shop.USER, items)) for m, v in ((model, variables), (table, held)))
-    assert found.features.keys() == expected.features.keys()
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected)
+    same(found, expected)
+
+
+@pytest.mark.parametrize("name", slow_but(["sasrec", "gru4rec"], FACTORED))
+def test_where_every_position_asks(name):
+    model, variables = trained(name)
+
+    def asking(user, items=None):
+        return shop.request(items, user=np.repeat(user, shop.LENGTH), history=HISTORIES[user])
+
+    everyone = asking(np.arange(shop.USERS))
+    names = jax.eval_shape(lambda: model.apply(*variables, everyone)[0]).features
+    table, held = tabled(model, variables, everyone, names, MUCH)
+    items = np.random.default_rng(2).integers(0, shop.ITEMS, (3 * shop.LENGTH, 2)).astype(np.int32)
+    for given in (items, None):
+        found, expected = (
+            shop.run(m, *v, asking(np.array([5, 0, 5]), given)) for m, v in ((model, variables), (table, held))
+        )
+        same(found, expected)
 
 
 def test_users_in_several_chunks(monkeypatch):
     model, variables = trained("sasrec")
     whole = tabled(model, variables, EVERYONE, (), MUCH)[1][0]["user"]["user"]
-    monkeypatch.setattr("jdistill.models.recommend.frozen.ROWS", 3)
+    monkeypatch.setattr("jdistill.models.recommend.frozen.ROWS", 3 * shop.LENGTH)
     parts = tabled(model, variables, EVERYONE, (), MUCH)[1][0]["user"]["user"]
     np.testing.assert_allclose(parts, whole, rtol=1e-5, atol=1e-6)
 
