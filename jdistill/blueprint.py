@@ -366,7 +366,7 @@ def _abstract_tables(blueprint: Blueprint) -> dict[str, Any]:
     if depth or users:
         length = len(met_in_training(blueprint.dataset).values) + schema.users * depth
         scores = jax.ShapeDtypeStruct((schema.users, depth), np.float32)
-        excluded = Lists(ints(schema.users + 1), ints(length))
+        excluded = Lists(start=ints(schema.users + 1), values=ints(length), halvings=1)
         ranking = Ranking(ints(schema.users, depth), scores, excluded, ints(schema.items, users) if users else None)
         tables = {**tables, "rankings": dict.fromkeys(blueprint.teachers, ranking)}
     return tables

@@ -7,17 +7,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jdistill.pytrees import pytree, static
 
-class Lists(NamedTuple):
+
+@pytree
+class Lists:
     """A list of numbers for each user, rising, one after the other.
 
     Attributes:
       start: [U + 1] int32; the list of user u is `values[start[u]:start[u + 1]]`.
       values: [N] int32.
+      halvings: after how many halvings nothing is left of the longest list.
     """
 
     start: Any
     values: Any
+    halvings: int = static()
 
 
 class Ranking(NamedTuple):
@@ -61,7 +66,8 @@ def as_lists(user: np.ndarray, value: np.ndarray, users: int) -> Lists:
     pairs = np.sort(user.astype(np.int64) * width + value)  # np.unique hashes: several times slower on millions
     pairs = pairs[np.append(True, pairs[1:] != pairs[:-1])[: len(pairs)]]
     start = np.searchsorted(pairs // width, np.arange(users + 1)).astype(np.int32)
-    return Lists(start, (pairs % width).astype(np.int32))
+    longest = int(np.diff(start).max(initial=0))
+    return Lists(start=start, values=(pairs % width).astype(np.int32), halvings=longest.bit_length())
 
 
 def nth_absent(lists: Lists, user: Array, n: Array) -> Array:
@@ -80,9 +86,8 @@ def nth_absent(lists: Lists, user: Array, n: Array) -> Array:
         open_ = low < high
         return jnp.where(open_ & ~enough, middle + 1, low), jnp.where(open_ & enough, middle, high)
 
-    steps = max(1, int(np.ceil(np.log2(values.shape[0] + 1))))
     # Unrolled, the chain of look-ups is fused into one another and takes minutes to compile.
-    low, _ = jax.lax.fori_loop(0, steps, halve, (begin, end))
+    low, _ = jax.lax.fori_loop(0, lists.halvings, halve, (begin, end))
     return (n + low - begin).astype(jnp.int32)
 
 
@@ -146,9 +151,8 @@ def contains(lists: Lists, user: Array, value: Array) -> Array:
         open_ = low < high
         return jnp.where(open_ & below, middle + 1, low), jnp.where(open_ & ~below, middle, high)
 
-    steps = max(1, int(np.ceil(np.log2(values.shape[0] + 1))))
     # Unrolled, the chain of look-ups is fused into one another and takes minutes to compile.
-    low, _ = jax.lax.fori_loop(0, steps, halve, (begin, end))
+    low, _ = jax.lax.fori_loop(0, lists.halvings, halve, (begin, end))
     return (low < end) & (values[jnp.minimum(low, last)] == value)
 
 

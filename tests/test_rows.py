@@ -204,7 +204,7 @@ def temporaries(rows):
 
     data = {"inputs": ints(examples, 2), "label": jax.ShapeDtypeStruct((examples,), np.float32)}
     sample = {name: jax.ShapeDtypeStruct((2, *a.shape[1:]), a.dtype) for name, a in data.items()} | {"index": ints(2)}
-    frozen = {"tables": {"known": Known(ints(), Lists(ints(1001), ints(examples)), ints(300_000))}}
+    frozen = {"tables": {"known": Known(ints(), Lists(start=ints(1001), values=ints(examples), halvings=10), ints(300_000))}}
     key = jax.eval_shape(lambda: jax.random.key(0))
 
     def entered(key, label, frozen):

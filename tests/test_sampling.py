@@ -159,7 +159,7 @@ def test_whether_a_list_holds_a_number():
     expected = [v in MET[u] for u, v in zip(user, value, strict=True)]
     for call in (sampling.contains, jax.jit(sampling.contains)):
         np.testing.assert_array_equal(call(lists(), jnp.asarray(user), jnp.asarray(value)), expected)
-    empty = Lists(jnp.zeros(3, jnp.int32), jnp.zeros(0, jnp.int32))
+    empty = Lists(start=jnp.zeros(3, jnp.int32), values=jnp.zeros(0, jnp.int32), halvings=0)
     assert not np.any(sampling.contains(empty, jnp.array([0, 1]), jnp.array([0, 0])))
 
 

@@ -7,7 +7,7 @@ from jdistill.data.interactions.log import Interactions, grouped, in_time
 from jdistill.data.interactions.splits import Rows
 from jdistill.errors import UsageError
 from jdistill.pytrees import require_nonnegative, require_one_of
-from jdistill.sampling import Lists
+from jdistill.sampling import Lists, as_lists
 
 UNSEEN = ("keep", "drop", "error")
 """What becomes of held-out rows whose item has no training row."""
@@ -146,8 +146,7 @@ def _negatives(log: Interactions, count: int, users: np.ndarray, seed: int) -> n
 
     Floyd's algorithm draws positions among the items not met, for all users at once.
     """
-    owner, met_items = np.divmod(_distinct(log.pairs), log.items)
-    met = Lists(np.searchsorted(owner, np.arange(log.users + 1)), met_items)
+    met = as_lists(*np.divmod(log.pairs, log.items), log.users)
     room = (log.items - np.diff(met.start))[users]
     if count > room.min(initial=log.items):
         name = log.user_names[users[np.argmin(room)]]
