@@ -16,15 +16,15 @@ from _ranking import chosen
 NAME = "sequential"
 DATA = {
     "movielens": (),
-    "amazon": ("data=amazon", "data.category=Beauty", "teacher.optim.batch_size=128", "optim.batch_size=128",
-               "teacher.optim.epochs=40", "optim.epochs=40", "data.history=20"),
+    "amazon": ("data=amazon", "data.category=Beauty", "data.history=20", "task.negatives=20", "teacher.optim.batch_size=256",
+               "teacher.optim.epochs=40", "optim.batch_size=512", "optim.epochs=40"),
 }  # fmt: skip
 STUDENTS = {
     "sasrec": ("student=sasrec", "student.dim=8"),
     "gru4rec": ("student=gru4rec", "student.dim=8"),
     "bpr": ("student=bpr", "student.dim=8", "task=recommend", "task.objective=sampled_softmax", "task.negatives=100",
-            "task.cutoffs=[10]", "task.select=ndcg_at_10", "optim.batch_size=256", "optim.epochs=100",
-            "teacher.task={name: next_item, objective: sampled_softmax, negatives: 100}"),
+            "task.cutoffs=[10]", "task.select=ndcg_at_10", "optim.batch_size=256", "optim.epochs=40",
+            "teacher.task={name: next_item, objective: sampled_softmax, negatives: ${task.negatives}}"),
 }  # fmt: skip
 METHODS = (
     Method("plain", ("loss=none",)),
@@ -48,7 +48,7 @@ def main() -> None:
     for data in given.data.split(","):
         for student in given.students.split(","):
             given.sweeps = sweeps / f"{data}-{student}"
-            own = [Method(m.label, (*DATA[data], *STUDENTS[student], *m.overrides)) for m in METHODS]
+            own = [Method(m.label, (*STUDENTS[student], *DATA[data], *m.overrides)) for m in METHODS]
             own = [chosen(NAME, m, WEIGHTS[m.label], given) if m.label in WEIGHTS else m for m in own]
             frames.append(run_methods(NAME, own, given, f"{data}: {student}"))
     frame = pd.concat(frames, ignore_index=True)
