@@ -74,11 +74,11 @@ class Factors(NamedTuple):
     All features but `item` are of the request's user and history, whatever its candidates.
 
     Attributes:
-      bias: the path of the parameter [items] added to the scores, or None.
+      bias: the name of the parameter [items] added to the scores, or None.
       temperature: > 0.
     """
 
-    bias: tuple[str, ...] | None = None
+    bias: str | None = None
     temperature: float = 1.0
 
 

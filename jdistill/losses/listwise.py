@@ -267,11 +267,11 @@ class PairwiseLogistic(OrderedLoss):
     def __call__(self, params: PyTree, student: Outputs, teacher: Outputs | None, batch: Batch) -> Array:
         del params
         z, by, there = self.target(student, teacher, batch)
-        pairs = better(by, there)
+        pairs = better(by, there, by, there)
         total = jnp.where(pairs, jax.nn.softplus(z[:, None, :] - z[:, :, None]), 0).sum(axis=(1, 2))
         return total if self.reduction == "sum" else total / jnp.maximum(pairs.sum(axis=(1, 2)), 1)
 
 
-def better(by: Array, there: Array) -> Array:
-    """[B, K, K] bool: whether document i ranks above document j by `by` [B, K], both being there."""
-    return (by[:, :, None] > by[:, None, :]) & there[:, :, None] & there[:, None, :]
+def better(by_i: Array, there_i: Array, by: Array, there: Array) -> Array:
+    """[B, I, K] bool: whether document i of some [B, I] ranks above document j of all [B, K], both being there."""
+    return (by_i[:, :, None] > by[:, None, :]) & there_i[:, :, None] & there[:, None, :]

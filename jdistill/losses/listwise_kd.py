@@ -6,7 +6,7 @@ from jax import Array
 
 from jdistill.losses._layers import require_teacher
 from jdistill.losses.base import Loss, loss
-from jdistill.losses.listwise import LOWEST, grades_of, ordered, places, plackett_luce, require_list
+from jdistill.losses.listwise import LOWEST, better, grades_of, ordered, places, plackett_luce, require_list
 from jdistill.losses.logits import require_same_width
 from jdistill.pytrees import pytree, require_one_of, require_positive, static
 from jdistill.types import Batch, Context, Outputs, PyTree
@@ -64,7 +64,7 @@ class MarginMSE(PairedLists):
             if "grades" not in batch:  # one place alone is above others
                 label = batch["label"][:, None]
                 d_i, grades_i, there_i = (jnp.take_along_axis(x, label, axis=1) for x in (d, grades, there))
-            pairs = (grades_i[:, :, None] > grades[:, None, :]) & there_i[:, :, None] & there[:, None, :]
+            pairs = better(grades_i, there_i, grades, there)
             squares = jnp.where(pairs, (d_i[:, :, None] - d[:, None, :]) ** 2, 0)
             return squares.sum(axis=(1, 2)) / jnp.maximum(pairs.sum(axis=(1, 2)), 1)
         # Over all pairs i < j the squares add up to n sum_i (d_i - mean)^2, and there are n (n - 1) / 2 pairs.

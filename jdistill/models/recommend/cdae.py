@@ -57,7 +57,7 @@ class CDAE(nn.Module):
 
     @property
     def factors(self) -> Factors:
-        return Factors(("bias",))
+        return Factors("bias")
 
     @nn.compact
     def __call__(self, inputs: Request, train: bool = False) -> tuple[Array, dict[str, Array]]:

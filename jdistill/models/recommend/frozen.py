@@ -62,7 +62,7 @@ def tabled(
         "item": jax.jit(of_items)(variables, some(0, 1)),
     }
     if model.factors.bias is not None:
-        tables["bias"] = functools.reduce(lambda tree, key: tree[key], model.factors.bias, variables[0])
+        tables["bias"] = variables[0][model.factors.bias]
     return _look_up(model.factors), (tables, {})
 
 
