@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 
+from jdistill.errors import unknown
 from jdistill.report import Table, collect, make_table, mean_interval, mean_std, render
 from jdistill.report.cells import Column
 
@@ -41,6 +42,31 @@ def arguments(name: str, doc: str | None, seeds: int = 5) -> argparse.ArgumentPa
     parser.add_argument("--out", type=Path, default=Path("results") / name, help="tables, figure, records: %(default)s")
     parser.add_argument("--sweeps", type=Path, default=Path("sweeps") / name, help="run folders: %(default)s")
     return parser
+
+
+def add_choice(
+    parser: argparse.ArgumentParser,
+    option: str,
+    known: Iterable[str],
+    always: str = "",
+    default: str = "",
+    separator: str = ",",
+) -> None:
+    """Adds an option that takes some of the names in `known`, all of them where `default` is empty; its value is a list.
+
+    `always` is among them unasked: what the others are compared with. An unknown name ends the program, with the nearest one.
+    """
+    known = list(known)
+
+    def names(text: str) -> list[str]:
+        asked = [name.strip() for name in text.split(separator) if name.strip()]
+        for name in asked:
+            if name not in known:
+                raise argparse.ArgumentTypeError(str(unknown("name", name, known)))
+        return [name for name in known if not asked or name in asked or name == always]
+
+    shown = f"separated by '{separator}': {f'{separator} '.join(known)} (default: {default or 'all'})"
+    parser.add_argument(option, type=names, default=default, metavar="NAMES", help=shown.replace("%", "%%"))
 
 
 def run_sweep(folder: Path, overrides: Sequence[str], seeds: int, first: int = 0) -> pd.DataFrame:

@@ -11,7 +11,7 @@ for 60 epochs. Finished runs are kept in sweeps/ and not repeated.
 Expected and time: results/compress_recommender/README.md.
 """
 
-from _common import Method, arguments, make, run_methods, with_notes, write_records, write_tables
+from _common import Method, add_choice, arguments, make, run_methods, with_notes, write_records, write_tables
 
 from jdistill.report import scatter_figure
 
@@ -39,9 +39,9 @@ METHODS = (
 def main() -> None:
     """Runs the sweeps and writes table, figure and records."""
     parser = arguments(NAME, __doc__, seeds=3)
-    parser.add_argument("--methods", default="", help="semicolon-separated labels (default: all)")
+    add_choice(parser, "--methods", (m.label for m in METHODS), always="full", separator=";")
     given = parser.parse_args()
-    wanted = [method for method in METHODS if not given.methods or method.label in given.methods.split(";")]
+    wanted = [method for method in METHODS if method.label in given.methods]
     frame = run_methods(NAME, wanted, given)
     shown = ("n", "metric", "difference", "p", "test.recall_at_10", "test.ndcg_at_50", "bytes", "nonzero", "cpu_1", "train_s")
     table = make(frame, baseline="method=full", metric="test.recall_at_50", columns=shown)

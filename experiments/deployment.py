@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from _common import portable, run_sweep, write_tables
+from _common import add_choice, portable, run_sweep, write_tables
 
 import jdistill.options  # noqa: F401 (registers every option)
 from jdistill.environment import environment
@@ -60,12 +60,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("results") / NAME, help="parts and table: %(default)s")
     parser.add_argument("--sweeps", type=Path, default=Path("sweeps") / NAME, help="run folders: %(default)s")
-    parser.add_argument("--runtimes", default=",".join(RUNTIMES), help="comma-separated (default: %(default)s)")
-    parser.add_argument("--families", default=",".join(FAMILIES), help="comma-separated (default: %(default)s)")
+    add_choice(parser, "--runtimes", RUNTIMES)
+    add_choice(parser, "--families", FAMILIES)
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    runs = {family: trained(family, given) for family in given.families.split(",")}
-    for runtime in given.runtimes.split(","):
+    runs = {family: trained(family, given) for family in given.families}
+    for runtime in given.runtimes:
         try:
             require(runtime)
         except UsageError as error:

@@ -18,6 +18,7 @@ from itertools import permutations
 
 from _common import (
     Method,
+    add_choice,
     arguments,
     make,
     run_methods,
@@ -60,10 +61,10 @@ METHODS = (
 def main() -> None:
     """Runs the sweeps and writes table, figure and records."""
     parser = arguments(NAME, __doc__, seeds=3)
-    parser.add_argument("--methods", default="", help="semicolon-separated labels (default: all)")
+    add_choice(parser, "--methods", (m.label for m in METHODS), always="plain", separator=";")
     parser.add_argument("--full", action="store_true", help="the size for a GPU")
     given = parser.parse_args()
-    wanted = [method for method in METHODS if not given.methods or method.label in given.methods.split(";")]
+    wanted = [method for method in METHODS if method.label in given.methods]
     if given.full:
         wanted = [Method(method.label, (*FULL, *method.overrides)) for method in wanted]
         given.sweeps, given.out = given.sweeps / "full", given.out / "full"

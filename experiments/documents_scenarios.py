@@ -20,7 +20,19 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from _common import COLOURS, METHOD, PROBLEM, Method, arguments, run_methods, save, with_notes, write_records, write_tables
+from _common import (
+    COLOURS,
+    METHOD,
+    PROBLEM,
+    Method,
+    add_choice,
+    arguments,
+    run_methods,
+    save,
+    with_notes,
+    write_records,
+    write_tables,
+)
 from _selection import select
 
 from jdistill.report import Table, compare, correct, mean_std
@@ -235,10 +247,9 @@ def figure(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 def main() -> None:
     parser = arguments(NAME, __doc__)
-    parser.add_argument("--only", default="", help="scenarios, comma-separated (default: all)")
+    add_choice(parser, "--only", (scenario.name for scenario in SCENARIOS))
     given = parser.parse_args()
-    asked = [name.strip() for name in given.only.split(",") if name.strip()]
-    scenarios = [scenario for scenario in SCENARIOS if not asked or scenario.name in asked]
+    scenarios = [scenario for scenario in SCENARIOS if scenario.name in given.only]
     frames = {scenario: run(scenario, given) for scenario in scenarios}
     rows = [
         {"scenario": s.name, "data and networks": s.about, **summary(frame, s.metric)} for s, frame in frames.items()

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from _common import METHOD, PROBLEM, arguments, make, with_column, with_notes, write_records, write_tables
+from _common import METHOD, PROBLEM, add_choice, arguments, make, with_column, with_notes, write_records, write_tables
 
 from jdistill import options as _registered
 from jdistill.registry import options
@@ -204,22 +204,19 @@ def notes(weights: Mapping[str, tuple[float, float]], full: bool) -> list[str]:
 
 def parse() -> argparse.Namespace:
     parser = arguments(NAME, __doc__)
-    parser.add_argument("--losses", default="", help="comma-separated names (default: all that are registered)")
+    known = losses()
+    add_choice(parser, "--losses", known)
     parser.add_argument("--full", action="store_true", help="all training images and 30 epochs, for a GPU")
     parser.add_argument("--collect", action="store_true", help="train nothing: tables of the losses whose runs are all there")
     given = parser.parse_args()
-    known = losses()
-    names = [name for name in given.losses.split(",") if name] or list(known)
-    if unknown := [name for name in names if name not in known]:
-        parser.error(f"--losses: unknown {', '.join(unknown)}; known: {', '.join(known)}")
     if not 2 <= given.seeds <= min(SELECTION_SEEDS):
         parser.error(
             f"--seeds must be 2 to {min(SELECTION_SEEDS)}, got {given.seeds}: tests need two, later seeds choose weights"
         )
     given.sweeps = given.sweeps / "full" if given.full else given.sweeps
     if given.collect:
-        names = [name for name in names if complete(given.sweeps / name)]
-    given.losses = {name: known[name] for name in names}
+        given.losses = [name for name in given.losses if complete(given.sweeps / name)]
+    given.losses = {name: known[name] for name in given.losses}
     return given
 
 

@@ -12,7 +12,7 @@ Recall in a group counts users without an item of it as 0, as their code does ("
 Expected and time: results/popularity_bias/README.md.
 """
 
-from _common import METHOD, Method, arguments, make, run_methods, with_notes, write_records, write_tables
+from _common import METHOD, Method, add_choice, arguments, make, run_methods, with_notes, write_records, write_tables
 from _ranking import chosen, with_published
 
 NAME = "popularity_bias"
@@ -31,9 +31,9 @@ GROUPS = ("test.recall_at_10_popular_all_users", "test.recall_at_10_unpopular_al
 
 def main() -> None:
     parser = arguments(NAME, __doc__, seeds=5)
-    parser.add_argument("--methods", default=",".join(m.label for m in METHODS), help="comma-separated (default: all)")
+    add_choice(parser, "--methods", (m.label for m in METHODS), always="Student")
     given = parser.parse_args()
-    wanted = [m for m in METHODS if m.label in given.methods.split(",")]
+    wanted = [m for m in METHODS if m.label in given.methods]
     wanted = [chosen(NAME, m, TUNED[m.label], given) if m.label in TUNED else m for m in wanted]
     frame = run_methods(NAME, wanted, given)
     columns = ["n", "metric", "difference", "p", "test.ndcg_at_10", *GROUPS, "epoch"]

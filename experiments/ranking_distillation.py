@@ -13,7 +13,7 @@ authors' code does, whether or not it stops earlier. --split own: a seed is a sp
 Expected and time: results/ranking_distillation/README.md.
 """
 
-from _common import METHOD, Method, arguments, make, run_methods, with_notes, write_records, write_tables
+from _common import METHOD, Method, add_choice, arguments, make, run_methods, with_notes, write_records, write_tables
 from _ranking import chosen, with_published
 
 NAME = "ranking_distillation"
@@ -35,10 +35,10 @@ OWN = ("data.split=leave_one_out", "data.min_interactions=5", "data.split_seed=$
 
 def main() -> None:
     parser = arguments(NAME, __doc__, seeds=3)
-    parser.add_argument("--methods", default=",".join(m.label for m in METHODS), help="comma-separated (default: all)")
+    add_choice(parser, "--methods", (m.label for m in METHODS), always="Student")
     parser.add_argument("--split", choices=("derrd", "own"), default="derrd", help="default: %(default)s")
     given = parser.parse_args()
-    wanted = [m for m in METHODS if m.label in given.methods.split(",")]
+    wanted = [m for m in METHODS if m.label in given.methods]
     more = OWN if given.split == "own" else ()
     wanted = [chosen(NAME, m, TUNED[m.label], given) if m.label in TUNED else m for m in wanted]
     if more:  # on other data: nothing is done yet

@@ -10,7 +10,7 @@ Expected and time: results/sequential/README.md.
 """
 
 import pandas as pd
-from _common import Method, arguments, make, run_methods, write_records, write_tables
+from _common import Method, add_choice, arguments, make, run_methods, write_records, write_tables
 from _ranking import chosen
 
 NAME = "sequential"
@@ -41,12 +41,12 @@ WEIGHTS = {
 
 def main() -> None:
     parser = arguments(NAME, __doc__, seeds=3)
-    parser.add_argument("--data", default="movielens", help="comma-separated: movielens, amazon (default: %(default)s)")
-    parser.add_argument("--students", default=",".join(STUDENTS), help="comma-separated (default: %(default)s)")
+    add_choice(parser, "--data", DATA, default="movielens")
+    add_choice(parser, "--students", STUDENTS)
     given = parser.parse_args()
     frames, sweeps = [], given.sweeps
-    for data in given.data.split(","):
-        for student in given.students.split(","):
+    for data in given.data:
+        for student in given.students:
             given.sweeps = sweeps / f"{data}-{student}"
             own = [Method(m.label, (*STUDENTS[student], *DATA[data], *m.overrides)) for m in METHODS]
             own = [chosen(NAME, m, WEIGHTS[m.label], given) if m.label in WEIGHTS else m for m in own]

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from _common import METHOD, arguments, run_sweep, with_notes, write_records, write_tables
+from _common import METHOD, add_choice, arguments, run_sweep, with_notes, write_records, write_tables
 from _ranking import curve_figure, curves, with_published
 
 from jdistill.report import make_table
@@ -36,13 +36,13 @@ PAPER = {  # Table 1, BPR, student of 20 dimensions: Recall@50
 
 def main() -> None:
     parser = arguments(NAME, __doc__)
-    parser.add_argument("--losses", default=",".join(LABELS), help="comma-separated (default: %(default)s)")
+    add_choice(parser, "--losses", LABELS, always="none")
     parser.add_argument("--dims", default="10,20,100,200", help="sizes of the student (default: %(default)s)")
     parser.add_argument("--costly-seeds", type=int, default=1, help="seeds of de and htd (default: %(default)s)")
     given = parser.parse_args()
     dims = [int(dim) for dim in given.dims.split(",")]
     frames = []
-    for loss in given.losses.split(","):
+    for loss in given.losses:
         seeds = given.costly_seeds if loss in COSTLY else given.seeds
         for dim in dims if seeds else ():
             overrides = [f"experiment={NAME}", f"loss={loss}", f"student.dim={dim}", *TEMPERATURE.get(loss, [])]

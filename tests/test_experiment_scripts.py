@@ -250,3 +250,17 @@ def test_binary_experiment_runs_and_is_not_repeated(tmp_path):
     stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "sweeps").rglob("result.json")}
     subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
     assert len(stamps) == 12 and {p: p.stat().st_mtime_ns for p in stamps} == stamps
+
+
+def test_a_choice_is_checked_before_anything_runs(capsys):
+    parser = script("_common").arguments("name", "what it does")
+    script("_common").add_choice(parser, "--methods", ("Student", "DE", "DE-RRD, 20 %"), always="Student", separator=";")
+    script("_common").add_choice(parser, "--data", ("movielens", "amazon"), default="amazon")
+    assert parser.parse_args([]).methods == ["Student", "DE", "DE-RRD, 20 %"]
+    assert parser.parse_args([]).data == ["amazon"]
+    assert parser.parse_args(["--methods", "DE-RRD, 20 %; DE"]).methods == ["Student", "DE", "DE-RRD, 20 %"]
+    assert parser.parse_args(["--methods", "DE"]).methods == ["Student", "DE"]
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--data", "movielens,amazn"])
+    assert "argument --data: unknown name 'amazn'; did you mean 'amazon'?" in capsys.readouterr().err
+    assert "20 %" in parser.format_help()
