@@ -16,7 +16,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 
-from jdistill.errors import unknown
+from jdistill.errors import did_you_mean
 from jdistill.report import Table, collect, make_table, mean_interval, mean_std, render
 from jdistill.report.cells import Column
 
@@ -62,7 +62,7 @@ def add_choice(
         asked = [name.strip() for name in text.split(separator) if name.strip()]
         for name in asked:
             if name not in known:
-                raise argparse.ArgumentTypeError(str(unknown("name", name, known)))
+                raise argparse.ArgumentTypeError(f"unknown {name}{did_you_mean(name, known)} (known: {', '.join(known)})")
         return [name for name in known if not asked or name in asked or name == always]
 
     shown = f"separated by '{separator}': {f'{separator} '.join(known)} (default: {default or 'all'})"

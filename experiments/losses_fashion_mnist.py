@@ -214,9 +214,8 @@ def parse() -> argparse.Namespace:
             f"--seeds must be 2 to {min(SELECTION_SEEDS)}, got {given.seeds}: tests need two, later seeds choose weights"
         )
     given.sweeps = given.sweeps / "full" if given.full else given.sweeps
-    if given.collect:
-        given.losses = [name for name in given.losses if complete(given.sweeps / name)]
-    given.losses = {name: known[name] for name in given.losses}
+    names = [name for name in given.losses if not given.collect or complete(given.sweeps / name)]
+    given.losses = {name: known[name] for name in names}
     return given
 
 

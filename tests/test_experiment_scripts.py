@@ -262,5 +262,5 @@ def test_a_choice_is_checked_before_anything_runs(capsys):
     assert parser.parse_args(["--methods", "DE"]).methods == ["Student", "DE"]
     with pytest.raises(SystemExit):
         parser.parse_args(["--data", "movielens,amazn"])
-    assert "argument --data: unknown name 'amazn'; did you mean 'amazon'?" in capsys.readouterr().err
+    assert "argument --data: unknown amazn; did you mean 'amazon'? (known: movielens, amazon)" in capsys.readouterr().err
     assert "20 %" in parser.format_help()
