@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import json
 import os
 import re
 import subprocess
@@ -90,7 +89,7 @@ def run_methods(experiment: str, methods: Sequence[Method], given: argparse.Name
         if given.seeds > first:
             own.append(run_sweep(folder, [f"experiment={experiment}", *method.overrides], given.seeds, first))
         frames += [frame.assign(**{METHOD: method.label} | ({PROBLEM: problem} if problem else {})) for frame in own]
-    return pd.concat(frames, ignore_index=True)
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
 def slug(text: str) -> str:
@@ -183,32 +182,6 @@ def write_tables(out: Path, table: Table, name: str = "table") -> None:
     for kind, suffix in (("markdown", "md"), ("csv", "csv")):
         (out / f"{name}.{suffix}").write_text(portable(render(table, format=kind)))
     print((out / f"{name}.md").read_text())
-
-
-def write_records(out: Path, frame: pd.DataFrame) -> None:
-    """Writes `runs.jsonl`: for every run what the table was made from, and where it came from."""
-    out.mkdir(parents=True, exist_ok=True)
-    lines = [portable(json.dumps(record(row), sort_keys=True)) for row in frame.to_dict("records")]
-    (out / "runs.jsonl").write_text("\n".join(lines) + "\n")
-
-
-_RECORDED = ("metrics.", "size.", "teacher.metrics.", "environment.", "data.", "time_s.")
-_RUN = ("status", "error", "fingerprint", "report", "epoch", "steps", "config.seed", "teacher.hash", "teacher.name", "derived")
-_ALSO = (*_RUN, "config.data.fold", "tried", "latency_ms.1.p50", "latency_ms.256.p50")
-
-
-def record(row: Mapping[str, Any]) -> dict[str, Any]:
-    """One run as a flat line without its folder."""
-    kept = {k: row[k] for k in row if k in (METHOD, PROBLEM, *_ALSO) or k.startswith(_RECORDED)}
-    kept = {str(k).removeprefix("choices.").removeprefix("config."): plain(v) for k, v in kept.items()}
-    return {"overrides": list(row["overrides"]), **{k: v for k, v in kept.items() if v is not None}}
-
-
-def plain(value: Any) -> Any:
-    """A JSON value; NaN, which is what a frame has for "none", becomes None."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and value != value else value
 
 
 def portable(text: str) -> str:

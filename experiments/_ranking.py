@@ -3,13 +3,14 @@
 import argparse
 import dataclasses
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from _common import COLOURS, Method, run_sweep, save, slug, with_column
+from _common import COLOURS, METHOD, Method, run_sweep, save, slug, with_column
+from _records import CURVE
 
 from jdistill.report import Table
 from jdistill.report.collect import read_curves
@@ -26,9 +27,18 @@ def with_published(table: Table, values: Mapping[tuple[str, ...], float], keys: 
     return with_column(table, title, value)
 
 
+def with_curves(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """The frame with a column of the runs' learning curves: `{"epoch": [E], METRIC: [E]}` out of their folders."""
+    found = []
+    for path in frame.get("path", ()):
+        lines = [line for line in read_curves(path) if metric in line] if path is not None else []
+        found.append({"epoch": [line["epoch"] for line in lines], metric: [line[metric] for line in lines]})
+    return frame.assign(**{CURVE: found})
+
+
 def curves(frame: pd.DataFrame, metric: str) -> tuple[np.ndarray, np.ndarray]:
-    """(epochs [E], values [runs, E]) of `metric` (`test.recall_at_50`) out of the runs' records."""
-    lines = [{line["epoch"]: line[metric] for line in read_curves(path) if metric in line} for path in frame["path"]]
+    """(epochs [E] that all runs of a frame of `with_curves` have, values [runs, E] of `metric`)."""
+    lines = [dict(zip(curve["epoch"], curve[metric], strict=True)) for curve in frame[CURVE]]
     epochs = sorted(set.intersection(*(set(line) for line in lines))) if lines else []
     return np.array(epochs), np.array([[line[epoch] for epoch in epochs] for line in lines])
 
@@ -64,7 +74,12 @@ def curve_figure(
 
 
 def chosen(experiment: str, method: Method, weights: Sequence[float], given: argparse.Namespace) -> Method:
-    """`method` with the `loss.weight` among `weights` that is best on validation with seed 0, and its run with that seed."""
+    """`method` with the `loss.weight` among `weights` that is best on validation with seed 0, and its run with that seed.
+
+    With no seeds asked for, `method` as it is.
+    """
+    if not given.seeds:
+        return method
     folder = given.sweeps / slug(f"weights {method.label}")
     grid = f"loss.weight={','.join(f'{weight:g}' for weight in weights)}"
     frame = run_sweep(folder, [f"experiment={experiment}", *method.overrides, grid], 1)
@@ -74,3 +89,11 @@ def chosen(experiment: str, method: Method, weights: Sequence[float], given: arg
     best = frame[column].idxmax()
     weight = f"loss.weight={frame.loc[best, 'config.loss.weight']:g}"
     return dataclasses.replace(method, overrides=(*method.overrides, weight), done=frame.loc[[best]])
+
+
+def weights(frame: pd.DataFrame, labels: Iterable[str]) -> list[str]:
+    """A note of the weights that `chosen` found for the rows of these labels, out of their runs; none without such rows."""
+    found = []
+    for label, runs in frame[frame[METHOD].isin(list(labels))].groupby(METHOD, sort=False):
+        found += [f"{label} {override}" for override in runs["overrides"].iloc[0] if override.startswith("loss.weight=")]
+    return [f"weights chosen on validation, seed 0: {'; '.join(found)}"] if found else []

@@ -28,14 +28,13 @@ from _common import (
     arguments,
     difference_figure,
     make,
-    plain,
     portable,
     run_methods,
     with_column,
     with_notes,
-    write_records,
     write_tables,
 )
+from _records import plain, write_records
 
 from jdistill.report import mean_interval
 

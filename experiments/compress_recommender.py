@@ -11,7 +11,8 @@ for 60 epochs. Finished runs are kept in sweeps/ and not repeated.
 Expected and time: results/compress_recommender/README.md.
 """
 
-from _common import Method, add_choice, arguments, make, run_methods, with_notes, write_records, write_tables
+from _common import Method, add_choice, arguments, make, run_methods, with_notes, write_tables
+from _records import write_records
 
 from jdistill.report import scatter_figure
 

@@ -26,9 +26,9 @@ from _common import (
     teacher_accuracy,
     with_column,
     with_notes,
-    write_records,
     write_tables,
 )
+from _records import write_records
 from _selection import select, settings
 
 NAME, ALL = "conversion_privileged", "all features, plain"

@@ -28,9 +28,9 @@ from _common import (
     run_sweep,
     save,
     with_notes,
-    write_records,
     write_tables,
 )
+from _records import write_records
 
 NAME = "cross_validation"
 ALPHAS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)

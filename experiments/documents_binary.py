@@ -32,9 +32,9 @@ from _common import (
     teacher_accuracy,
     with_column,
     with_notes,
-    write_records,
     write_tables,
 )
+from _records import write_records
 
 NAME = "documents_binary"
 PROBLEMS = {"random data": "documents_binary_random", "breast cancer": "documents_binary_real"}

@@ -31,9 +31,9 @@ from _common import (
     teacher_accuracy,
     with_column,
     with_notes,
-    write_records,
     write_tables,
 )
+from _records import write_records
 
 from jdistill.report import compare
 

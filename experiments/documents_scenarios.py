@@ -30,9 +30,9 @@ from _common import (
     run_methods,
     save,
     with_notes,
-    write_records,
     write_tables,
 )
+from _records import write_records
 from _selection import select
 
 from jdistill.report import Table, compare, correct, mean_std

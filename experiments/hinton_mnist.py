@@ -39,8 +39,8 @@ from _common import (
     save,
     with_column,
     with_notes,
-    write_records,
 )
+from _records import write_records
 
 from jdistill.report import Table, compare, render
 

@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from _common import METHOD, PROBLEM, add_choice, arguments, make, with_column, with_notes, write_records, write_tables
+from _common import METHOD, PROBLEM, add_choice, arguments, make, with_column, with_notes, write_tables
+from _records import write_records
 
 from jdistill import options as _registered
 from jdistill.registry import options

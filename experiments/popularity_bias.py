@@ -3,7 +3,7 @@
 Source: Chen, Chen, Gao, Chen, Wu, He 2023, Unbiased Knowledge Distillation for Recommendation (WSDM), Table 3 and the table of
 popularity groups; settings of the baselines from the authors' code.
 
-    python experiments/popularity_bias.py [--seeds 5] [--methods Student,UnKD]
+    python experiments/popularity_bias.py [--seeds 5] [--methods Student,UnKD] [--add]
 
 needs CiteULike (citeulike-t) in $JDISTILL_DATA. Finished runs are kept in sweeps/ and not repeated; a stopped run continues.
 The losses' weights are chosen on validation with seed 0; the authors tune too, and do not say with which seeds.
@@ -12,8 +12,9 @@ Recall in a group counts users without an item of it as 0, as their code does ("
 Expected and time: results/popularity_bias/README.md.
 """
 
-from _common import METHOD, Method, add_choice, arguments, make, run_methods, with_notes, write_records, write_tables
-from _ranking import chosen, with_published
+from _common import METHOD, Method, add_choice, arguments, make, run_methods, with_notes, write_tables
+from _ranking import chosen, weights, with_published
+from _records import add_option, with_recorded, write_records
 
 NAME = "popularity_bias"
 METHODS = (
@@ -32,18 +33,18 @@ GROUPS = ("test.recall_at_10_popular_all_users", "test.recall_at_10_unpopular_al
 def main() -> None:
     parser = arguments(NAME, __doc__, seeds=5)
     add_choice(parser, "--methods", (m.label for m in METHODS), always="Student")
+    add_option(parser)
     given = parser.parse_args()
     wanted = [m for m in METHODS if m.label in given.methods]
     wanted = [chosen(NAME, m, TUNED[m.label], given) if m.label in TUNED else m for m in wanted]
-    frame = run_methods(NAME, wanted, given)
+    frame = with_recorded(run_methods(NAME, wanted, given), given)
     columns = ["n", "metric", "difference", "p", "test.ndcg_at_10", *GROUPS, "epoch"]
     table = make(frame, baseline="method=Student", metric="test.recall_at_10", columns=columns)
     for title, published in (("R@10 in the paper", PAPER), ("popular in the paper", POPULAR)):
         table = with_published(table, {(name,): pair[0] for name, pair in published.items()}, (METHOD,), title)
     unpopular = {(name,): pair[1] for name, pair in POPULAR.items()}
     table = with_published(table, unpopular, (METHOD,), "unpopular in the paper")
-    weights = "; ".join(f"{m.label} {m.overrides[-1]}" for m in wanted if m.label in TUNED)
-    notes = [f"weights chosen on validation, seed 0: {weights}"] if weights else []
+    notes = weights(frame, TUNED)
     column = "teacher.metrics.test.recall_at_10"
     if column in frame and frame[column].notna().any():
         notes.append(f"teacher of 100 dimensions, seed 0: R@10 {frame[column].dropna().iloc[0]:.4f}; in the paper 0.1518")

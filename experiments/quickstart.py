@@ -8,7 +8,8 @@ Expected: with 3 seeds no loss differs significantly from plain training; int8 k
 Time: 31 s on 2 cores from an empty cache.
 """
 
-from _common import arguments, run_sweep, write_records, write_tables
+from _common import arguments, run_sweep, write_tables
+from _records import write_records
 
 from jdistill.report import make_table, scatter_figure
 

@@ -3,7 +3,7 @@
 Source: Kang, Hwang, Kweon, Yu 2020, DE-RRD: A Knowledge Distillation Framework for Recommender System (CIKM), Table 2 (five
 seeds), and the logs in their repository and in that of IR-RRD (seed 0 of the published split).
 
-    python experiments/ranking_distillation.py [--seeds 3] [--methods Student,RRD] [--split derrd]
+    python experiments/ranking_distillation.py [--seeds 3] [--methods Student,RRD] [--split derrd] [--add]
     python experiments/ranking_distillation.py --split own      five splits of our own instead of the published one
 
 needs CiteULike in $JDISTILL_DATA (citeulike-derrd; citeulike-t for --split own). Finished runs are kept in sweeps/ and not
@@ -13,8 +13,9 @@ authors' code does, whether or not it stops earlier. --split own: a seed is a sp
 Expected and time: results/ranking_distillation/README.md.
 """
 
-from _common import METHOD, Method, add_choice, arguments, make, run_methods, with_notes, write_records, write_tables
-from _ranking import chosen, with_published
+from _common import METHOD, Method, add_choice, arguments, make, run_methods, with_notes, write_tables
+from _ranking import chosen, weights, with_published
+from _records import add_option, with_recorded, write_records
 
 NAME = "ranking_distillation"
 ANNEALED = "{name: annealing, epochs: 1000}"
@@ -37,6 +38,7 @@ def main() -> None:
     parser = arguments(NAME, __doc__, seeds=3)
     add_choice(parser, "--methods", (m.label for m in METHODS), always="Student")
     parser.add_argument("--split", choices=("derrd", "own"), default="derrd", help="default: %(default)s")
+    add_option(parser)
     given = parser.parse_args()
     wanted = [m for m in METHODS if m.label in given.methods]
     more = OWN if given.split == "own" else ()
@@ -44,17 +46,16 @@ def main() -> None:
     if more:  # on other data: nothing is done yet
         wanted = [Method(m.label, (*m.overrides, *more)) for m in wanted]
     given.sweeps = given.sweeps / given.split
-    frame = run_methods(NAME, wanted, given)
+    name = "table" if given.split == "derrd" else "own_splits"
+    records = given.out if given.split == "derrd" else given.out / name
+    frame = with_recorded(run_methods(NAME, wanted, given), given, out=records)
     columns = ["n", "metric", "difference", "p", "test.mrr_at_5", "test.ndcg_at_5", "test.hit_rate_at_10", "test.ndcg_at_10",
                "test.hit_rate_at_20", "test.ndcg_at_20", "epoch"]  # fmt: skip
     table = make(frame, baseline="method=Student", metric="test.hit_rate_at_5", columns=columns)
     table = with_published(table, {(name,): value for name, value in LOG.items()}, (METHOD,), "H@5 in their log")
     table = with_published(table, {(name,): value for name, value in PAPER.items()}, (METHOD,), "H@5 in the paper")
-    weights = "; ".join(f"{m.label} {m.overrides[-1]}" for m in wanted if m.label in TUNED and given.split == "derrd")
-    table = with_notes(table, *([f"weights chosen on validation, seed 0: {weights}"] if weights else []))
-    name = "table" if given.split == "derrd" else "own_splits"
-    write_tables(given.out, table, name)
-    write_records(given.out / name if name != "table" else given.out, frame)
+    write_tables(given.out, with_notes(table, *weights(frame, TUNED)), name)
+    write_records(records, frame)
 
 
 if __name__ == "__main__":

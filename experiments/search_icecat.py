@@ -25,9 +25,9 @@ from _common import (
     teacher_accuracy,
     with_column,
     with_notes,
-    write_records,
     write_tables,
 )
+from _records import write_records
 from _selection import FOLD, select, settings
 
 NAME, METRIC = "search_icecat", "ndcg_at_10"

@@ -2,7 +2,7 @@
 
 Source: our own choice of sizes for a 2-core CPU; SASRec after Kang & McAuley 2018. No published table is reproduced.
 
-    python experiments/sequential.py [--seeds 3] [--data movielens,amazon] [--students sasrec,gru4rec,bpr]
+    python experiments/sequential.py [--seeds 3] [--data movielens,amazon] [--students sasrec,gru4rec,bpr] [--add]
 
 needs MovieLens (ml-latest-small) and Amazon 5-core (Beauty) in $JDISTILL_DATA. Finished runs are kept in sweeps/ and not
 repeated; a stopped run continues. Weights of the losses are those that are best on validation with seed 0 of a small grid.
@@ -10,8 +10,9 @@ Expected and time: results/sequential/README.md.
 """
 
 import pandas as pd
-from _common import Method, add_choice, arguments, make, run_methods, write_records, write_tables
+from _common import Method, add_choice, arguments, make, run_methods, write_tables
 from _ranking import chosen
+from _records import add_option, with_recorded, write_records
 
 NAME = "sequential"
 DATA = {
@@ -43,6 +44,7 @@ def main() -> None:
     parser = arguments(NAME, __doc__, seeds=3)
     add_choice(parser, "--data", DATA, default="movielens")
     add_choice(parser, "--students", STUDENTS)
+    add_option(parser)
     given = parser.parse_args()
     frames, sweeps = [], given.sweeps
     for data in given.data:
@@ -51,7 +53,7 @@ def main() -> None:
             own = [Method(m.label, (*STUDENTS[student], *DATA[data], *m.overrides)) for m in METHODS]
             own = [chosen(NAME, m, WEIGHTS[m.label], given) if m.label in WEIGHTS else m for m in own]
             frames.append(run_methods(NAME, own, given, f"{data}: {student}"))
-    frame = pd.concat(frames, ignore_index=True)
+    frame = with_recorded(pd.concat(frames, ignore_index=True), given)
     columns = ["n", "metric", "difference", "p", "test.hit_rate_at_10", "test.mrr_at_10", "bytes", "latency_1"]
     columns += ["teacher.metrics.test.ndcg_at_10"]
     write_tables(given.out, make(frame, by=("problem", "method"), metric="test.ndcg_at_10", columns=columns))

@@ -5,6 +5,7 @@ learning curves of its notebook (one run each; published_history.json beside the
 student of 20 dimensions.
 
     python experiments/topology_distillation.py [--seeds 5] [--losses none,ftd] [--dims 10,20] [--costly-seeds 1]
+        [--add]
 
 needs CiteULike (citeulike-t) in $JDISTILL_DATA. Finished runs are kept in sweeps/ and not repeated; a stopped run continues.
 `de` and `htd` train 30 dense experts on all entities of a batch, some 20 to 90 minutes a run on two cores: --costly-seeds
@@ -15,12 +16,14 @@ Expected and time: results/topology_distillation/README.md.
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from _common import METHOD, add_choice, arguments, run_sweep, with_notes, write_records, write_tables
-from _ranking import curve_figure, curves, with_published
+from _common import METHOD, add_choice, arguments, run_sweep, with_notes, write_tables
+from _ranking import curve_figure, curves, with_curves, with_published
+from _records import CURVE, add_option, with_recorded, write_records
 
 from jdistill.report import make_table
 
@@ -28,6 +31,7 @@ NAME = "topology_distillation"
 LABELS = {"none": "Student", "entity_hint": "FitNet", "de": "DE", "ftd": "FTD", "htd": "HTD"}
 COSTLY = ("de", "htd")
 TEMPERATURE = {"de": ["loss.temperature={name: annealing}"], "htd": ["loss.temperature={name: annealing}"]}
+METRIC = "test.recall_at_50"
 EPOCHS = range(0, 101, 10)
 PAPER = {  # Table 1, BPR, student of 20 dimensions: Recall@50
     "Student": 0.2347, "FitNet": 0.2521, "DE": 0.2615, "FTD": 0.2624, "HTD": 0.2803,
@@ -38,20 +42,24 @@ def main() -> None:
     parser = arguments(NAME, __doc__)
     add_choice(parser, "--losses", LABELS, always="none")
     parser.add_argument("--dims", default="10,20,100,200", help="sizes of the student (default: %(default)s)")
-    parser.add_argument("--costly-seeds", type=int, default=1, help="seeds of de and htd (default: %(default)s)")
+    parser.add_argument(
+        "--costly-seeds", type=int, default=1, help="how many of the seeds de and htd take (default: %(default)s)"
+    )
+    add_option(parser)
     given = parser.parse_args()
     dims = [int(dim) for dim in given.dims.split(",")]
     frames = []
     for loss in given.losses:
-        seeds = given.costly_seeds if loss in COSTLY else given.seeds
+        seeds = min(given.costly_seeds, given.seeds) if loss in COSTLY else given.seeds
         for dim in dims if seeds else ():
             overrides = [f"experiment={NAME}", f"loss={loss}", f"student.dim={dim}", *TEMPERATURE.get(loss, [])]
             frame = run_sweep(given.sweeps / f"{loss}-{dim}", overrides, seeds)
             frames.append(frame.assign(**{METHOD: LABELS[loss]}))
-    frame = pd.concat(frames, ignore_index=True)
+    frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+    frame = with_recorded(with_curves(frame, METRIC), given, "config.student.dim")
     published = history()
     table = make_table(
-        frame, by=["student.dim", "method"], baseline="method=Student", metric="test.recall_at_50",
+        frame, by=["student.dim", "method"], baseline="method=Student", metric=METRIC,
         columns=["n", "metric", "difference", "p", "test.recall_at_10", "test.ndcg_at_10", "test.recall_at_20",
                  "test.ndcg_at_20", "test.ndcg_at_50", "bytes"],
     )  # fmt: skip
@@ -78,10 +86,14 @@ def history() -> dict[str, Any]:
 
 
 def draw(frame: pd.DataFrame, published: dict[str, Any], path: Path) -> None:
+    done = frame[frame["status"] == "finished"]
+    if CURVE not in done or done[CURVE].isna().any():
+        print(f"{path.name} not drawn: recorded runs without a learning curve are among these", file=sys.stderr)
+        return
     panels: dict[str, dict[str, Any]] = {}
     theirs: dict[str, dict[str, Any]] = {}
-    for (dim, name), runs in frame[frame["status"] == "finished"].groupby(["config.student.dim", METHOD]):
-        epochs, values = curves(runs, "test.recall_at_50")
+    for (dim, name), runs in done.groupby(["config.student.dim", METHOD]):
+        epochs, values = curves(runs, METRIC)
         panels.setdefault(f"student of {dim}", {})[name] = (epochs, values)
         if name in published.get(str(dim), {}):
             theirs.setdefault(f"student of {dim}", {})[name] = (list(EPOCHS), published[str(dim)][name])

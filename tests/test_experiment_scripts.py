@@ -1,10 +1,12 @@
 """The experiments' configs hold the published recipes, their scripts do what they say, committed results add up."""
 
+import argparse
 import csv
 import importlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -177,12 +179,79 @@ def test_columns_added_to_a_table_show_and_export(tmp_path, capsys):
 
 def test_records_are_one_line_a_run_without_folders(tmp_path):
     runs = frame(plain=(0.5, 0.51), kd=(0.5, 0.49)).assign(**{"environment.machine": "x, 2 cores", "size.bytes": 10})
-    script("_common").write_records(tmp_path, runs)
+    script("_records").write_records(tmp_path, runs)
     lines = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
     assert len(lines) == 8
     assert lines[3]["metrics.test.accuracy"] == 0.49 and lines[3]["seed"] == 1 and lines[3]["method"] == "kd"
     assert lines[3]["teacher.hash"] == "abc" and lines[3]["size.bytes"] == 10 and lines[3]["overrides"] == ["a=b"]
     assert "teacher.hash" not in lines[0] and not any("path" in line for line in lines)
+
+
+def recorded(tmp_path, runs, add=True):
+    """What the next command of an experiment needs, after one that made `runs`."""
+    script("_records").write_records(tmp_path, runs)
+    return argparse.Namespace(out=tmp_path, add=add)
+
+
+def test_records_read_again_are_the_runs(tmp_path):
+    runs = frame(plain=(0.5, 0.51), kd=(0.5, 0.49)).assign(**{"config.student.dim": 10, "size.bytes": 10})
+    runs["overrides"] = [["loss=kd", "student.dim=10", f"seed={seed}"] for seed in runs["config.seed"]]
+    given = recorded(tmp_path, runs)
+    again = script("_records").with_recorded(pd.DataFrame(), given)
+    assert again["choices.loss"].tolist() == ["kd"] * 8 and again["path"].isna().all()
+    kept = [column for column in runs if column != "path"]
+    pd.testing.assert_frame_equal(again[kept], runs[kept], check_dtype=False)
+    before = (tmp_path / "runs.jsonl").read_text()
+    script("_records").write_records(tmp_path, again)
+    assert (tmp_path / "runs.jsonl").read_text() == before
+
+
+def test_recorded_runs_fill_in_other_rows_and_seeds_of_the_same_recipe(tmp_path, capsys):
+    given = recorded(tmp_path, frame(plain=(0.5, 0.51), kd=(0.5, 0.49), fitnet=(0.4, 0.41)))
+    new = frame(plain=(0.7,), kd=(0.8,))
+    new.loc[new["choices.method"] == "kd", "overrides"] = pd.Series([["a=c"]] * 4)
+    made = script("_records").with_recorded(new, given)
+    values = {(r["choices.problem"], r["choices.method"], r["config.seed"]): r["metrics.test.accuracy"]
+              for r in made.to_dict("records")}  # fmt: skip
+    for problem in ("random data", "real"):
+        own = {key[1:]: value for key, value in values.items() if key[0] == problem}
+        assert own == {("plain", 0): 0.7, ("plain", 1): 0.51, ("kd", 0): 0.8, ("fitnet", 0): 0.4, ("fitnet", 1): 0.41}
+    assert len(made) == len(values) == 10
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].endswith("runs.jsonl: not added: kd, random data: its overrides are not this command's") and len(said) == 2
+    given.add = False
+    assert script("_records").with_recorded(new, given) is new
+
+
+def test_no_runs_and_nothing_recorded_ends_with_the_reason(tmp_path):
+    given = argparse.Namespace(out=tmp_path / "none", add=True)
+    with pytest.raises(SystemExit, match=r"no runs: --seeds is 0 and .*runs.jsonl does not exist"):
+        script("_records").with_recorded(pd.DataFrame(), given)
+
+
+def test_curves_are_recorded_and_aligned_on_the_epochs_all_runs_have(tmp_path):
+    for name, epochs in (("a", (1, 2, 3)), ("b", (1, 3))):
+        (tmp_path / name).mkdir()
+        lines = [{"epoch": epoch, "metrics": {"test": {"recall_at_50": epoch / 10}}} for epoch in epochs]
+        text = "\n".join(json.dumps(line) for line in [*lines, {"epoch": 4, "metrics": {"train": {"loss": 1.0}}}])
+        (tmp_path / name / "metrics.jsonl").write_text(text)
+    runs = frame(plain=(0.5,)).assign(path=[str(tmp_path / "a"), str(tmp_path / "b")])
+    runs = script("_ranking").with_curves(runs, "test.recall_at_50")
+    again = script("_records").with_recorded(pd.DataFrame(), recorded(tmp_path, runs))
+    epochs, values = script("_ranking").curves(again, "test.recall_at_50")
+    assert epochs.tolist() == [1, 3] and values.tolist() == [[0.1, 0.3], [0.1, 0.3]]
+
+
+@pytest.mark.parametrize("name", ["topology_distillation", "ranking_distillation", "popularity_bias", "sequential"])
+def test_committed_tables_of_several_commands_are_those_of_their_records(name, tmp_path, monkeypatch):
+    if name == "topology_distillation" and not os.environ.get("JDISTILL_DATA"):
+        pytest.skip("the published curves lie in $JDISTILL_DATA")
+    for file in ("runs.jsonl", "table.csv"):
+        shutil.copy(ROOT / "results" / name / file, tmp_path)
+    monkeypatch.setattr(sys, "argv", [name, "--seeds=0", "--add", f"--out={tmp_path}", f"--sweeps={tmp_path}/none"])
+    script(name).main()
+    for file in ("runs.jsonl", "table.csv"):
+        assert (tmp_path / file).read_text() == (ROOT / "results" / name / file).read_text()
 
 
 def test_portable_cuts_off_this_machine(monkeypatch, tmp_path):

@@ -33,8 +33,6 @@ def collect(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) ->
     Raises:
       UsageError: a path that is neither a run folder nor a sweep folder.
     """
-    import pandas as pd
-
     given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     records: list[Record] = []
     seen: set[Path] = set()
@@ -45,6 +43,13 @@ def collect(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) ->
         found = read_sweep(path) if (path / JOBS).is_file() else [read_run(_run_folder(path))]
         records += [r for r in found if r["sweep"] is None or not _repeated(r, seen)]
     _fill_unfinished(records)
+    return as_frame(records)
+
+
+def as_frame(records: list[Record]) -> pd.DataFrame:
+    """Flat records as a frame with the columns and dtypes that `collect` gives."""
+    import pandas as pd
+
     columns = list(dict.fromkeys([*_FIRST, *(name for record in records for name in record)]))
     data = {}
     for name in columns:
