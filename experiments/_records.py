@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from _common import METHOD, PROBLEM, portable
 
+from jdistill.checkpoint import write_atomically
 from jdistill.report.collect import as_frame, parse_overrides
 from jdistill.report.keys import SEED
 
@@ -25,8 +26,8 @@ _ALSO = (*_RUN, *_TIMES, "config.data.fold", "tried")
 def write_records(out: Path, frame: pd.DataFrame) -> None:
     """Writes `runs.jsonl`: for every run what the table was made from, and where it came from."""
     out.mkdir(parents=True, exist_ok=True)
-    lines = [portable(json.dumps(record(row), sort_keys=True)) for row in frame.to_dict("records")]
-    (out / FILE).write_text("\n".join(lines) + "\n")
+    lines = [portable(json.dumps(record(row), sort_keys=True)) + "\n" for row in frame.to_dict("records")]
+    write_atomically(out / FILE, lambda path: path.write_text("".join(lines)))
 
 
 def record(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,30 +55,39 @@ def with_recorded(frame: pd.DataFrame, given: argparse.Namespace, *keys: str, ou
     """`frame`, with `--add` after it the runs that `runs.jsonl` of `out` (`given.out`) has of other rows and other seeds.
 
     Rows are told apart by method, problem and `keys` (columns). Of a row that `frame` has with other overrides, such as
-    another weight of the loss, nothing is added, and standard error says so: a row is of one recipe.
+    another weight of the loss, nothing is added, and standard error says so: a row is of one recipe. A recorded run gives
+    way to a finished one alone.
     """
     path = (out or given.out) / FILE
     if not given.add or not path.is_file():
         return _some(frame, path)
-    earlier, columns = read_records(path), (METHOD, PROBLEM, *keys)
-    mine = [(_row(run, columns), _recipe(run), run.get(SEED)) for run in frame.to_dict("records")]
-    known, recipes = {(row, seed) for row, _, seed in mine}, {row: recipe for row, recipe, _ in mine}
-    keep, other = [], set()
-    for run in earlier.to_dict("records"):
+    mine, columns = frame.to_dict("records"), (METHOD, PROBLEM, *keys)
+    place = {(_row(run, columns), run[SEED]): number for number, run in enumerate(mine)}
+    recipes = {_row(run, columns): _recipe(run) for run in mine}
+    earlier, added, dropped, other = read_records(path), [], [], {}
+    for number, run in enumerate(earlier.to_dict("records")):
         row = _row(run, columns)
-        agrees = recipes.get(row, _recipe(run)) == _recipe(run)
-        keep.append(agrees and (row, run[SEED]) not in known)
-        if not agrees:
-            other.add(", ".join(filter(None, row)))
-    for row in sorted(other):
-        print(f"{path}: not added: {row}: its overrides are not this command's", file=sys.stderr)
-    frames = [part for part in (frame, earlier[keep]) if len(part)]
-    return _some(pd.concat(frames, ignore_index=True) if frames else frame, path)
+        same = place.get((row, run[SEED]))
+        if recipes.get(row, _recipe(run)) != _recipe(run):
+            other[row] = ", ".join(filter(None, row))
+        elif same is None or (run["status"] == "finished" != mine[same]["status"]):
+            added.append(number)
+            dropped += [] if same is None else [same]
+    for name in other.values():
+        print(f"{path}: not added: {name}: its overrides are not this command's", file=sys.stderr)
+    parts = [part for part in (frame.drop(index=dropped), earlier.iloc[added]) if len(part)]
+    return _some(pd.concat(parts, ignore_index=True) if parts else frame, path)
 
 
 def read_records(path: Path) -> pd.DataFrame:
     """The runs of a `runs.jsonl` under the names that `collect` gives: of the configuration only what was overridden."""
-    return as_frame([_run(json.loads(line)) for line in path.read_text().splitlines()])
+    runs = []
+    for number, text in enumerate(path.read_text().splitlines(), start=1):
+        try:
+            runs.append(_run(json.loads(text)))
+        except (ValueError, KeyError, TypeError):
+            sys.exit(f"{path} line {number}: expected a run as JSON, with its overrides, got {text[:60]!r}; delete the line")
+    return as_frame(runs)
 
 
 def _run(line: dict[str, Any]) -> dict[str, Any]:

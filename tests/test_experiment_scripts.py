@@ -223,6 +223,22 @@ def test_recorded_runs_fill_in_other_rows_and_seeds_of_the_same_recipe(tmp_path,
     assert script("_records").with_recorded(new, given) is new
 
 
+def test_a_failed_run_takes_no_recorded_ones_place(tmp_path):
+    given = recorded(tmp_path, frame(plain=(0.5, 0.51)))
+    made = script("_records").with_recorded(frame(plain=(np.nan,)).assign(status="failed"), given)
+    values = made.set_index(["choices.problem", "config.seed"])["metrics.test.accuracy"].to_dict()
+    assert values == {(problem, seed): 0.5 + seed / 100 for problem in ("random data", "real") for seed in (0, 1)}
+    assert len(made) == 4 and set(made["status"]) == {"finished"}
+
+
+def test_a_broken_record_is_named(tmp_path):
+    given = recorded(tmp_path, frame(plain=(0.5,)))
+    with (tmp_path / "runs.jsonl").open("a") as file:
+        file.write('{"status": "finished"')
+    with pytest.raises(SystemExit, match=r"runs.jsonl line 3: expected a run as JSON, .* got '{\"status\": .*delete the line"):
+        script("_records").with_recorded(pd.DataFrame(), given)
+
+
 def test_no_runs_and_nothing_recorded_ends_with_the_reason(tmp_path):
     given = argparse.Namespace(out=tmp_path / "none", add=True)
     with pytest.raises(SystemExit, match=r"no runs: --seeds is 0 and .*runs.jsonl does not exist"):
