@@ -2,7 +2,8 @@
 
 Source: our own choice of sizes for a 2-core CPU; SASRec after Kang & McAuley 2018. No published table is reproduced.
 
-    python experiments/sequential.py [--seeds 3] [--data movielens,amazon] [--students sasrec,gru4rec,bpr] [--add]
+    python experiments/sequential.py [--seeds 3] [--data movielens,amazon] [--students sasrec,gru4rec,bpr] [--methods RRD,CD]
+        [--add]
 
 needs MovieLens (ml-latest-small) and Amazon 5-core (Beauty) in $JDISTILL_DATA. Finished runs are kept in sweeps/ and not
 repeated; a stopped run continues. Weights of the losses are those that are best on validation with seed 0 of a small grid.
@@ -44,13 +45,16 @@ def main() -> None:
     parser = arguments(NAME, __doc__, seeds=3)
     add_choice(parser, "--data", DATA, default="movielens")
     add_choice(parser, "--students", STUDENTS)
+    add_choice(parser, "--methods", (m.label for m in METHODS), always="plain")
     add_option(parser)
     given = parser.parse_args()
     frames, sweeps = [], given.sweeps
     for data in given.data:
         for student in given.students:
             given.sweeps = sweeps / f"{data}-{student}"
-            own = [Method(m.label, (*STUDENTS[student], *DATA[data], *m.overrides)) for m in METHODS]
+            own = [
+                Method(m.label, (*STUDENTS[student], *DATA[data], *m.overrides)) for m in METHODS if m.label in given.methods
+            ]
             own = [chosen(NAME, m, WEIGHTS[m.label], given) if m.label in WEIGHTS else m for m in own]
             frames.append(run_methods(NAME, own, given, f"{data}: {student}"))
     frame = with_recorded(pd.concat(frames, ignore_index=True), given)
