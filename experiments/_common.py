@@ -89,7 +89,13 @@ def run_methods(experiment: str, methods: Sequence[Method], given: argparse.Name
         if given.seeds > first:
             own.append(run_sweep(folder, [f"experiment={experiment}", *method.overrides], given.seeds, first))
         frames += [frame.assign(**{METHOD: method.label} | ({PROBLEM: problem} if problem else {})) for frame in own]
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+    return joined(frames)
+
+
+def joined(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    """The rows of all frames; those without a row, which would change dtypes, are left out."""
+    some = [frame for frame in frames if len(frame)]
+    return pd.concat(some, ignore_index=True) if some else pd.DataFrame()
 
 
 def slug(text: str) -> str:

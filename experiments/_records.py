@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from _common import METHOD, PROBLEM, portable
+from _common import METHOD, PROBLEM, joined, portable
 
 from jdistill.checkpoint import write_atomically
 from jdistill.report.collect import as_frame, parse_overrides
@@ -75,8 +75,7 @@ def with_recorded(frame: pd.DataFrame, given: argparse.Namespace, *keys: str, ou
             dropped += [] if same is None else [same]
     for name in other.values():
         print(f"{path}: not added: {name}: its overrides are not this command's", file=sys.stderr)
-    parts = [part for part in (frame.drop(index=dropped), earlier.iloc[added]) if len(part)]
-    return _some(pd.concat(parts, ignore_index=True) if parts else frame, path)
+    return _some(joined([frame.drop(index=dropped), earlier.iloc[added]]), path)
 
 
 def read_records(path: Path) -> pd.DataFrame:

@@ -10,8 +10,7 @@ repeated; a stopped run continues. Weights of the losses are those that are best
 Expected and time: results/sequential/README.md.
 """
 
-import pandas as pd
-from _common import Method, add_choice, arguments, make, run_methods, write_tables
+from _common import Method, add_choice, arguments, joined, make, run_methods, write_tables
 from _ranking import chosen
 from _records import add_option, with_recorded, write_records
 
@@ -57,7 +56,7 @@ def main() -> None:
             ]
             own = [chosen(NAME, m, WEIGHTS[m.label], given) if m.label in WEIGHTS else m for m in own]
             frames.append(run_methods(NAME, own, given, f"{data}: {student}"))
-    frame = with_recorded(pd.concat(frames, ignore_index=True), given)
+    frame = with_recorded(joined(frames), given)
     columns = ["n", "metric", "difference", "p", "test.hit_rate_at_10", "test.mrr_at_10", "bytes", "latency_1"]
     columns += ["teacher.metrics.test.ndcg_at_10"]
     write_tables(given.out, make(frame, by=("problem", "method"), metric="test.ndcg_at_10", columns=columns))

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from _common import METHOD, add_choice, arguments, run_sweep, with_notes, write_tables
+from _common import METHOD, add_choice, arguments, joined, run_sweep, with_notes, write_tables
 from _ranking import curve_figure, curves, with_curves, with_published
 from _records import CURVE, add_option, with_recorded, write_records
 
@@ -55,8 +55,7 @@ def main() -> None:
             overrides = [f"experiment={NAME}", f"loss={loss}", f"student.dim={dim}", *TEMPERATURE.get(loss, [])]
             frame = run_sweep(given.sweeps / f"{loss}-{dim}", overrides, seeds)
             frames.append(frame.assign(**{METHOD: LABELS[loss]}))
-    frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
-    frame = with_recorded(with_curves(frame, METRIC), given, "config.student.dim")
+    frame = with_recorded(with_curves(joined(frames), METRIC), given, "config.student.dim")
     published = history()
     table = make_table(
         frame, by=["student.dim", "method"], baseline="method=Student", metric=METRIC,
