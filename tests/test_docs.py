@@ -1,4 +1,4 @@
-"""The documents' links lead somewhere, and the losses they show work."""
+"""The documents' links lead somewhere, the losses they show work, and their tables say what the results' tables say."""
 
 import contextlib
 import re
@@ -12,13 +12,41 @@ from jdistill.registry import options, provided_by
 from jdistill.testing import assert_conforms
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+RESULTS = sorted((ROOT / "results").glob("*/README.md"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *RESULTS]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: f"{page.parent.name}/{page.name}")
 def test_links_lead_somewhere(page):
     links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def table_rows(path):
+    """The rows of a page's tables: column -> cell, blanks and escapes aside; headers are the rows before dashes."""
+    header = None
+    lines = [line.strip() for line in path.read_text().splitlines()]
+    for line, following in zip(lines, [*lines[1:], ""], strict=True):
+        cells = [" ".join(cell.replace("\\", "").split()) for cell in line.strip("|").split("|")]
+        if not line.startswith("|"):
+            header = None
+        elif set(following) <= set("|-: ") and "-" in following:
+            header = cells
+        elif header and not set(line) <= set("|-: "):
+            yield dict(zip(header, cells, strict=True))
+
+
+@pytest.mark.parametrize("page", RESULTS, ids=lambda page: page.parent.name)
+def test_a_results_page_copies_its_tables_rightly(page):
+    made = {cell for path in page.parent.glob("*.md") if path != page for row in table_rows(path) for cell in row.values()}
+    if not made:
+        pytest.skip("no table beside it")
+    for row in table_rows(page):
+        for column, cell in row.items():
+            if "±" in cell or column.startswith("difference"):
+                assert cell in made, (column, row)
+            if column.startswith("p ("):
+                assert re.fullmatch(r"-|[01]\.\d{3}|<0\.001", cell), (column, row)
 
 
 @pytest.fixture
