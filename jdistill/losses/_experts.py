@@ -1,9 +1,10 @@
 """A mixture of small networks (experts), each row's drawn by a selection network: what DE and HTD rebuild the teacher with.
 
-Nearly all of their time goes here. As the temperature falls a row's weights come to lie on one or two experts; from there on
-the rows are sorted by expert and each expert sees its own, which is M / FEW times less work and the same result to rounding.
+Nearly all of their time goes here. As the temperature falls a row's weights come to lie on few experts; from there on the
+rows are sorted by expert and each expert sees its own, which is M / PAIRS times less work and the same result to rounding.
 """
 
+import math
 from functools import partial
 
 import jax
@@ -14,8 +15,8 @@ from jdistill.losses import _layers
 from jdistill.types import PyTree
 
 EPSILON = 1e-10
-FEW = (2, 4)  # experts of a row that the sorted forms keep
-BLOCK = 128  # rows of one expert that are multiplied at once
+PAIRS = (1.25, 2, 4)  # experts of a row, in the mean over rows, that the sorted forms have room for
+BLOCK = 64  # rows of one expert that are multiplied at once
 
 
 def init_experts(key: Array, f_s: Array, f_t: Array, experts: int, hidden: int) -> PyTree:
@@ -49,14 +50,20 @@ def draw(params: PyTree, key: Array, f_t: Array, temperature: float | Array) -> 
 def mixture(params: PyTree, f_s: Array, z: Array, temperature: float | Array) -> Array:
     """sum_m z_m E_m(s) [N, D_t], of rows [N, D_s] and weights z [N, M]."""
     experts = {name: params[name] for name in ("in_kernel", "in_bias", "out_kernel", "out_bias")}
-    few = [count for count in FEW if 2 * count < z.shape[-1]]
-    if not few:
+    rows, count = z.shape
+    sizes = [math.ceil(share * rows) for share in PAIRS if 2 * share < count]
+    if not sizes:
         return all_experts(experts, f_s, z)
-    # What a count leaves out, and its share of a gradient through z, has to be below rounding in every row.
-    heaviest = jax.lax.top_k(z, few[-1] + 1)[0].max(axis=0)
-    too_few = [heaviest[count] > jnp.finfo(z.dtype).eps * jnp.minimum(temperature, 1) for count in few]
-    forms = [jax.checkpoint(partial(few_experts, count=count)) for count in few]
-    return jax.lax.switch(sum(too_few), [*forms, all_experts], experts, f_s, z)
+
+    def everything(experts: PyTree, f_s: Array, z: Array, heavy: Array) -> Array:
+        del heavy
+        return all_experts(experts, f_s, z)
+
+    # What is left out of a row, and its share of a gradient through z, has to be below rounding.
+    heavy = z > jnp.finfo(z.dtype).eps * jnp.minimum(temperature, 1)
+    too_many = [heavy.sum() > size for size in sizes]
+    forms = [jax.checkpoint(partial(heavy_experts, size=size)) for size in sizes]
+    return jax.lax.switch(sum(too_many), [*forms, everything], experts, f_s, z, heavy)
 
 
 def all_experts(experts: PyTree, f_s: Array, z: Array) -> Array:
@@ -71,27 +78,28 @@ def all_experts(experts: PyTree, f_s: Array, z: Array) -> Array:
     return jax.lax.scan(add, z @ experts["out_bias"], (experts, z.T))[0]
 
 
-def few_experts(experts: PyTree, f_s: Array, z: Array, count: int) -> Array:
-    """The mixture of each row's `count` heaviest experts, rows sorted by expert."""
-    weight, chosen = jax.lax.top_k(z, count)
-    pair, block = _sorted_by_expert(chosen.reshape(-1), z.shape[-1])
-    row, pad = pair // count, pair == chosen.size
-    x = jnp.where(pad[:, None], 0, f_s.at[row].get(mode="clip")).reshape(len(block), BLOCK, -1)
-    w = jnp.where(pad, 0, weight.reshape(-1).at[pair].get(mode="clip")).reshape(len(block), BLOCK, 1)
+def heavy_experts(experts: PyTree, f_s: Array, z: Array, heavy: Array, size: int) -> Array:
+    """The mixture of the pairs of a row and an expert that are `heavy` [N, M], at most `size` of them, sorted by expert."""
+    rows, count = z.shape
+    pair, block = _sorted_by_expert(heavy, size)
+    row = jnp.where(pair < heavy.size, pair % rows, rows)  # one beyond the last where a block is not full
+    x = f_s.at[row].get(mode="fill", fill_value=0).reshape(len(block), BLOCK, -1)
+    w = z.at[row, jnp.minimum(pair // rows, count - 1)].get(mode="fill", fill_value=0).reshape(len(block), BLOCK, 1)
     hidden = jax.nn.relu(jnp.einsum("pbd,pdh->pbh", x, experts["in_kernel"][block]) + experts["in_bias"][block][:, None])
     made = jnp.einsum("pbh,phd->pbd", w * hidden, experts["out_kernel"][block]).reshape(len(pair), -1)
     return (z @ experts["out_bias"]).at[row].add(made, mode="drop")
 
 
-def _sorted_by_expert(chosen: Array, experts: int) -> tuple[Array, Array]:
-    """Pairs [P] in blocks of one expert each, `len(chosen)` where a block is not full, and the expert of each block."""
-    size = len(chosen)
-    blocks = -(-size // BLOCK) + experts
-    count = jnp.zeros(experts, jnp.int32).at[chosen].add(1)
-    used = -(-count // BLOCK)
-    order = jnp.argsort(chosen)
-    first = jnp.cumsum(count) - count
-    place = (jnp.cumsum(used) - used)[chosen[order]] * BLOCK + jnp.arange(size) - first[chosen[order]]
-    pairs = jnp.full(blocks * BLOCK, size, order.dtype).at[place].set(order)
+def _sorted_by_expert(heavy: Array, size: int) -> tuple[Array, Array]:
+    """Pairs expert * N + row [P] in blocks of one expert each, N * M where a block is not full, and each block's expert."""
+    rows, count = heavy.shape
+    pair = jnp.nonzero(heavy.T.reshape(-1), size=size, fill_value=heavy.size)[0]
+    expert = jnp.minimum(pair // rows, count - 1)
+    held = heavy.sum(axis=0)
+    used = -(-held // BLOCK)
+    blocks = -(-size // BLOCK) + count
+    place = ((jnp.cumsum(used) - used) * BLOCK - (jnp.cumsum(held) - held))[expert] + jnp.arange(size)
+    place = jnp.where(pair < heavy.size, place, blocks * BLOCK)
+    pairs = jnp.full(blocks * BLOCK, heavy.size, pair.dtype).at[place].set(pair, mode="drop")
     block = jnp.searchsorted(jnp.cumsum(used), jnp.arange(blocks), side="right")
-    return pairs, jnp.minimum(block, experts - 1)
+    return pairs, jnp.minimum(block, count - 1)
