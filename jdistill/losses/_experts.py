@@ -54,16 +54,11 @@ def mixture(params: PyTree, f_s: Array, z: Array, temperature: float | Array) ->
     sizes = [math.ceil(share * rows) for share in PAIRS if 2 * share < count]
     if not sizes:
         return all_experts(experts, f_s, z)
-
-    def everything(experts: PyTree, f_s: Array, z: Array, heavy: Array) -> Array:
-        del heavy
-        return all_experts(experts, f_s, z)
-
     # What is left out of a row, and its share of a gradient through z, has to be below rounding.
     heavy = z > jnp.finfo(z.dtype).eps * jnp.minimum(temperature, 1)
-    too_many = [heavy.sum() > size for size in sizes]
-    forms = [jax.checkpoint(partial(heavy_experts, size=size)) for size in sizes]
-    return jax.lax.switch(sum(too_many), [*forms, everything], experts, f_s, z, heavy)
+    too_small = (jnp.asarray(sizes) < heavy.sum()).sum()
+    forms = [jax.checkpoint(partial(heavy_experts, heavy=heavy, size=size)) for size in sizes]
+    return jax.lax.switch(too_small, [*forms, all_experts], experts, f_s, z)
 
 
 def all_experts(experts: PyTree, f_s: Array, z: Array) -> Array:
@@ -80,11 +75,11 @@ def all_experts(experts: PyTree, f_s: Array, z: Array) -> Array:
 
 def heavy_experts(experts: PyTree, f_s: Array, z: Array, heavy: Array, size: int) -> Array:
     """The mixture of the pairs of a row and an expert that are `heavy` [N, M], at most `size` of them, sorted by expert."""
-    rows, count = z.shape
+    rows = len(z)
     pair, block = _sorted_by_expert(heavy, size)
     row = jnp.where(pair < heavy.size, pair % rows, rows)  # one beyond the last where a block is not full
     x = f_s.at[row].get(mode="fill", fill_value=0).reshape(len(block), BLOCK, -1)
-    w = z.at[row, jnp.minimum(pair // rows, count - 1)].get(mode="fill", fill_value=0).reshape(len(block), BLOCK, 1)
+    w = z.T.reshape(-1).at[pair].get(mode="fill", fill_value=0).reshape(len(block), BLOCK, 1)
     hidden = jax.nn.relu(jnp.einsum("pbd,pdh->pbh", x, experts["in_kernel"][block]) + experts["in_bias"][block][:, None])
     made = jnp.einsum("pbh,phd->pbd", w * hidden, experts["out_kernel"][block]).reshape(len(pair), -1)
     return (z @ experts["out_bias"]).at[row].add(made, mode="drop")
@@ -99,7 +94,7 @@ def _sorted_by_expert(heavy: Array, size: int) -> tuple[Array, Array]:
     used = -(-held // BLOCK)
     blocks = -(-size // BLOCK) + count
     place = ((jnp.cumsum(used) - used) * BLOCK - (jnp.cumsum(held) - held))[expert] + jnp.arange(size)
-    place = jnp.where(pair < heavy.size, place, blocks * BLOCK)
+    # Those that only fill `pair` up go behind the last expert's, where nothing is.
     pairs = jnp.full(blocks * BLOCK, heavy.size, pair.dtype).at[place].set(pair, mode="drop")
     block = jnp.searchsorted(jnp.cumsum(used), jnp.arange(blocks), side="right")
     return pairs, jnp.minimum(block, count - 1)
