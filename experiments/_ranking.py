@@ -17,11 +17,11 @@ from jdistill.report.collect import read_curves
 from jdistill.report.keys import primary
 
 
-def with_published(table: Table, values: Mapping[tuple[str, ...], float], keys: Sequence[str], title: str) -> Table:
-    """The table with a column of published numbers, looked up by the row's values of `keys`."""
+def with_published(table: Table, values: Mapping[Any, float], title: str, *keys: str) -> Table:
+    """The table with a column of published numbers: by method, or by the tuple of a row's values of `keys`, as text."""
 
     def value(row: Mapping[str, Any]) -> str | None:
-        found = values.get(tuple(str(row[key]) for key in keys))
+        found = values.get(tuple(str(row[key]) for key in keys) if keys else row[METHOD])
         return None if found is None else f"{found:.4f}"
 
     return with_column(table, title, value)

@@ -12,7 +12,7 @@ Recall in a group counts users without an item of it as 0, as their code does ("
 Expected and time: results/popularity_bias/README.md.
 """
 
-from _common import METHOD, Method, add_choice, arguments, make, run_methods, with_notes, write_tables
+from _common import Method, add_choice, arguments, make, run_methods, with_notes, write_tables
 from _ranking import chosen, weights, with_published
 from _records import add_option, with_recorded, write_records
 
@@ -47,7 +47,7 @@ def main() -> None:
     columns = ["n", "metric", "difference", "p", "test.ndcg_at_10", *GROUPS, "epoch"]
     table = make(frame, baseline="method=Student", metric="test.recall_at_10", columns=columns)
     for group, published in PAPER.items():
-        table = with_published(table, {(name,): value for name, value in published.items()}, (METHOD,), f"{group} in the paper")
+        table = with_published(table, published, f"{group} in the paper")
     notes = weights(frame, TUNED)
     column = "teacher.metrics.test.recall_at_10"
     if column in frame and frame[column].notna().any():

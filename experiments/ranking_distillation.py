@@ -13,7 +13,7 @@ authors' code does, whether or not it stops earlier. --split own: a seed is a sp
 Expected and time: results/ranking_distillation/README.md.
 """
 
-from _common import METHOD, Method, add_choice, arguments, make, run_methods, with_notes, write_tables
+from _common import Method, add_choice, arguments, make, run_methods, with_notes, write_tables
 from _ranking import chosen, weights, with_published
 from _records import add_option, with_recorded, write_records
 
@@ -52,8 +52,8 @@ def main() -> None:
     columns = ["n", "metric", "difference", "p", "test.mrr_at_5", "test.ndcg_at_5", "test.hit_rate_at_10", "test.ndcg_at_10",
                "test.hit_rate_at_20", "test.ndcg_at_20", "epoch"]  # fmt: skip
     table = make(frame, baseline="method=Student", metric="test.hit_rate_at_5", columns=columns)
-    table = with_published(table, {(name,): value for name, value in LOG.items()}, (METHOD,), "H@5 in their log")
-    table = with_published(table, {(name,): value for name, value in PAPER.items()}, (METHOD,), "H@5 in the paper")
+    table = with_published(table, LOG, "H@5 in their log")
+    table = with_published(table, PAPER, "H@5 in the paper")
     write_tables(given.out, with_notes(table, *weights(frame, TUNED)), name)
     write_records(records, frame)
 

@@ -63,9 +63,9 @@ def main() -> None:
                  "test.ndcg_at_20", "test.ndcg_at_50", "bytes"],
     )  # fmt: skip
     last = {(dim, name): curve[-1] for dim, own in published.items() for name, curve in own.items()}
-    table = with_published(table, last, ("config.student.dim", METHOD), "R@50 in their log")
+    table = with_published(table, last, "R@50 in their log", "config.student.dim", METHOD)
     paper = {("20", name): value for name, value in PAPER.items()}
-    table = with_published(table, paper, ("config.student.dim", METHOD), "R@50 in the paper")
+    table = with_published(table, paper, "R@50 in the paper", "config.student.dim", METHOD)
     note = f"teacher of 200 dimensions, seed 0: R@50 {teacher(frame):.4f} on the test split; in their log 0.3123."
     write_tables(given.out, with_notes(table, note))
     write_records(given.out, frame)
