@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from _common import COLOURS, METHOD, Method, run_sweep, save, slug, with_column
-from _records import CURVE
+from _records import CURVE, recorded_weight
 
 from jdistill.report import Table
 from jdistill.report.collect import read_curves
@@ -76,10 +76,12 @@ def curve_figure(
 def chosen(experiment: str, method: Method, weights: Sequence[float], given: argparse.Namespace) -> Method:
     """`method` with the `loss.weight` among `weights` that is best on validation with seed 0, and its run with that seed.
 
-    With no seeds asked for, `method` as it is.
+    With no seeds asked for, `method` as it is; with `--add` and recorded runs of it, with their weight.
     """
     if not given.seeds:
         return method
+    if weight := recorded_weight(given, [f"experiment={experiment}", *method.overrides]):
+        return dataclasses.replace(method, overrides=(*method.overrides, weight))
     folder = given.sweeps / slug(f"weights {method.label}")
     grid = f"loss.weight={','.join(f'{weight:g}' for weight in weights)}"
     frame = run_sweep(folder, [f"experiment={experiment}", *method.overrides, grid], 1)

@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,9 @@ def plain(value: Any) -> Any:
 def add_option(parser: argparse.ArgumentParser) -> None:
     """The option `--add` of the experiments whose rows are too costly to be made by one command."""
     parser.add_argument(
-        "--add", action="store_true", help="tables with the runs that --out records already; with --seeds 0 of those alone"
+        "--add",
+        action="store_true",
+        help="tables with the runs that --out records already, and weights as chosen for them; with --seeds 0 of those alone",
     )
 
 
@@ -76,6 +78,17 @@ def with_recorded(frame: pd.DataFrame, given: argparse.Namespace, *keys: str, ou
     for name in other.values():
         print(f"{path}: not added: {name}: its overrides are not this command's", file=sys.stderr)
     return _some(joined([frame.drop(index=dropped), earlier.iloc[added]]), path)
+
+
+def recorded_weight(given: argparse.Namespace, overrides: Iterable[str]) -> str | None:
+    """With `--add` the override `loss.weight=` of the recorded runs that have `overrides` and only it and a seed besides."""
+    own, path = {override.replace(" ", "") for override in overrides}, given.out / FILE
+    for run in read_records(path).to_dict("records") if given.add and path.is_file() else ():
+        recipe = _recipe(run)
+        more = recipe - own
+        if own < recipe and len(more) == 1 and min(more).startswith("loss.weight="):
+            return min(more)
+    return None
 
 
 def read_records(path: Path) -> pd.DataFrame:

@@ -231,6 +231,22 @@ def test_a_failed_run_takes_no_recorded_ones_place(tmp_path):
     assert len(made) == 4 and set(made["status"]) == {"finished"}
 
 
+@pytest.mark.parametrize(("add", "asked", "weight"), [(True, "20", "loss.weight=3"), (True, "30", None), (False, "20", None)])
+def test_a_weight_once_chosen_and_recorded_is_not_chosen_again(add, asked, weight, tmp_path, monkeypatch):
+    runs = frame(plain=(0.5,), rd=(0.5,))
+    own = ["experiment=e", "loss=rd", "loss.de={top:20,mu:1}"]
+    runs["overrides"] = [[*own, "loss.weight=3", "seed=0"] if m == "rd" else own for m in runs["choices.method"]]
+    given = recorded(tmp_path, runs, add)
+    given.seeds, given.sweeps = 2, tmp_path / "sweeps"
+    ranking, common = script("_ranking"), script("_common")
+    grid = pd.DataFrame({"metrics.validation.ndcg_at_k": [0.2, 0.1], "config.loss.weight": [0.5, 7.0]})
+    monkeypatch.setattr(ranking, "run_sweep", lambda *_: grid)
+    monkeypatch.setattr(ranking, "primary", lambda _: "ndcg_at_k")
+    method = common.Method("rd", ("loss=rd", f"loss.de={{top: {asked}, mu: 1}}"))
+    made = ranking.chosen("e", method, (0.5, 7.0), given)
+    assert made.overrides == (*method.overrides, weight or "loss.weight=0.5") and (made.done is None) == bool(weight)
+
+
 def test_a_broken_record_is_named(tmp_path):
     given = recorded(tmp_path, frame(plain=(0.5,)))
     with (tmp_path / "runs.jsonl").open("a") as file:
