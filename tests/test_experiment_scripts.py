@@ -274,16 +274,27 @@ def test_curves_are_recorded_and_aligned_on_the_epochs_all_runs_have(tmp_path):
     assert epochs.tolist() == [1, 3] and values.tolist() == [[0.1, 0.3], [0.1, 0.3]]
 
 
-@pytest.mark.parametrize("name", ["topology_distillation", "ranking_distillation", "popularity_bias", "sequential"])
-def test_committed_tables_of_several_commands_are_those_of_their_records(name, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "options", "records", "table"),
+    [
+        ("topology_distillation", (), "runs.jsonl", "table.csv"),
+        ("ranking_distillation", (), "runs.jsonl", "table.csv"),
+        ("ranking_distillation", ("--split=own",), "own_splits/runs.jsonl", "own_splits.csv"),
+        ("popularity_bias", (), "runs.jsonl", "table.csv"),
+        ("sequential", (), "runs.jsonl", "table.csv"),
+    ],
+)
+def test_committed_tables_of_several_commands_are_those_of_their_records(name, options, records, table, tmp_path, monkeypatch):
     if name == "topology_distillation" and not os.environ.get("JDISTILL_DATA"):
         pytest.skip("the published curves lie in $JDISTILL_DATA")
-    for file in ("runs.jsonl", "table.csv"):
-        shutil.copy(ROOT / "results" / name / file, tmp_path)
-    monkeypatch.setattr(sys, "argv", [name, "--seeds=0", "--add", f"--out={tmp_path}", f"--sweeps={tmp_path}/none"])
+    committed = ROOT / "results" / name
+    (tmp_path / records).parent.mkdir(exist_ok=True)
+    shutil.copy(committed / records, tmp_path / records)
+    given = ["--seeds=0", "--add", f"--out={tmp_path}", f"--sweeps={tmp_path}/none", *options]
+    monkeypatch.setattr(sys, "argv", [name, *given])
     script(name).main()
-    for file in ("runs.jsonl", "table.csv"):
-        assert (tmp_path / file).read_text() == (ROOT / "results" / name / file).read_text()
+    for file in (records, table):
+        assert (tmp_path / file).read_text() == (committed / file).read_text()
 
 
 def test_portable_cuts_off_this_machine(monkeypatch, tmp_path):

@@ -122,7 +122,8 @@ def test_plan_and_run_agree_on_folders():
     planned = {line.split()[1] for line in succeed("plan", *TINY, "seed=0,1", "loss=none").out.splitlines() if "seed=" in line}
     done = succeed("-m", *TINY, "seed=0,1", "loss=none")
     (sweep,) = Path("sweeps").iterdir()
-    assert planned == {path.name for path in sweep.iterdir() if path.is_dir()}
+    made = {path.name for path in sweep.iterdir() if path.is_dir()}
+    assert planned == made - {"populations"}  # which one core trains them as
     assert f"sweep folder {sweep}" in succeed("plan", *TINY, "seed=0,1", "loss=none").out
     assert f"table: {sweep}/table.md" in done.out
 
