@@ -48,11 +48,7 @@ def main() -> None:
     table = make(frame, baseline="method=Student", metric="test.recall_at_10", columns=columns)
     for group, published in PAPER.items():
         table = with_published(table, published, f"{group} in the paper")
-    notes = weights(frame, TUNED)
-    column = "teacher.metrics.test.recall_at_10"
-    if column in frame and frame[column].notna().any():
-        notes.append(f"teacher of 100 dimensions, seed 0: R@10 {frame[column].dropna().iloc[0]:.4f}; in the paper 0.1518")
-    write_tables(given.out, with_notes(table, *notes))
+    write_tables(given.out, with_notes(table, *weights(frame, TUNED), "the teacher in the paper: R@10 0.1518"))
     write_records(given.out, frame)
 
 
