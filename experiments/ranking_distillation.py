@@ -22,7 +22,7 @@ ANNEALED = "{name: annealing, epochs: 1000}"
 METHODS = (
     Method("Student", ("loss=none",)),
     Method("RD", ("loss=rd",)),
-    Method("CD", ("loss=cd", "evaluate.patience=200")),  # falls after epoch 55, is back there at 180, and rises until 600 or so
+    Method("CD", ("loss=cd", "evaluate.patience=200")),  # its H@5 falls from epoch 55, is back at 180, rises till 600
     Method("RRD", ("loss=rrd",)),
     Method("IR-RRD", ("loss=ir_rrd",)),
     Method("DE", ("loss=de", f"loss.temperature={ANNEALED}")),
