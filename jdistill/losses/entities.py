@@ -11,6 +11,7 @@ from jax import Array
 
 from jdistill.errors import UsageError
 from jdistill.losses import _experts, _layers
+from jdistill.losses._groups import within_groups
 from jdistill.losses.base import Loss, loss
 from jdistill.pytrees import pytree, require_fraction, require_positive, static
 from jdistill.sampling import first_occurrence
@@ -232,7 +233,7 @@ class HierarchicalTopology(TopologyLoss):
     a BPR loss summed over the batch: set task.reduction=sum; tau falls from 1 to 1e-10 by equal factors: give
     `temperature` the schedule {name: annealing}. Rows have equal shares of the sum.
 
-    Forms matrices of all pairs of users, and of all pairs of items: B^2 (1 + K^2) numbers.
+    On a GPU or TPU it forms matrices of all pairs of users, and of all pairs of items: B^2 (1 + K^2) numbers.
 
     Attributes:
       groups: G >= 1.
@@ -272,7 +273,7 @@ class HierarchicalTopology(TopologyLoss):
             key, directions = jax.random.fold_in(context.key, i), _directions(found)
             assignment = assignment + expert_errors(params[which], key, found, self.temperature).sum()
             group = jnp.argmax(_experts.shares(params[which], found.teacher), axis=-1)
-            topology = topology + _within(directions, group)
+            topology = topology + within_groups(*directions, group)
             members = jax.nn.one_hot(jnp.where(found.counted, group, -1), self.groups, dtype=found.teacher.dtype)
             means.append(_means(members, found))
             lying.append(directions)
@@ -280,13 +281,6 @@ class HierarchicalTopology(TopologyLoss):
         topology = topology + ((_layers.gram(p_t, t) - _layers.gram(p_s, s)) ** 2).sum()
         total = self.alpha * topology + (1 - self.alpha) * assignment
         return _shared_out(total, context.batch), state
-
-
-def _within(directions: tuple[Array, Array], group: Array) -> Array:
-    """The sum over pairs of one group [N], with a positive cosine of the teacher's, of the squared differences of cosines."""
-    cos_s, cos_t = (_layers.gram(rows, rows) for rows in directions)
-    near = (group[:, None] == group) & (cos_t > 0)  # rows that do not count have the cosine 0
-    return jnp.where(near, (cos_s - cos_t) ** 2, 0).sum()
 
 
 def _means(members: Array, found: Entities) -> tuple[Array, Array]:
