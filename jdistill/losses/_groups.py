@@ -14,8 +14,8 @@ def within_groups(s: Array, t: Array, group: Array) -> Array:
     """Sum of (s_i . s_j - t_i . t_j)^2 over ordered pairs of rows of one group with t_i . t_j > 0; a gradient reaches s alone.
 
     Rows of `s` [N, D_s] and `t` [N, D_t] have length 1, or 0 where they do not count; `group` [N] is of integers. A CPU does
-    the work of the pairs that are in one group, in the memory of a few tables; others form matrices [N, N], since there one
-    large product costs less than a loop over small ones.
+    the work of the pairs that are in one group, in the memory of a few tables; others form matrices [N, N], as one large
+    product should cost less there than a loop over small ones (not measured).
     """
     return _forward(s, t, group)[0]
 
@@ -51,12 +51,12 @@ def by_blocks(s: Array, t: Array, group: Array) -> tuple[Array, Array]:
         def meet(other: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
             total, gradient = carry
             apart = _apart(own_s, own_t, own_group, s_b[other], t_b[other], group_b[other])
-            return total + (apart**2).sum(), gradient + 4 * _layers.gram(apart, s_b[other].T)
+            return total + (apart**2).sum(), gradient + _layers.gram(apart, s_b[other].T)
 
         return lax.fori_loop(start, end, meet, (total, jnp.zeros_like(own_s)))
 
     total, gradient = lax.scan(meet_all, jnp.zeros((), s.dtype), (s_b, t_b, group_b, first, beyond))
-    return total, jnp.zeros_like(s).at[order].set(gradient.reshape(-1, s.shape[1])[:rows])
+    return total, jnp.zeros_like(s).at[order].set(4 * gradient.reshape(-1, s.shape[1])[:rows])
 
 
 def _apart(s: Array, t: Array, group: Array, others_s: Array, others_t: Array, others_group: Array) -> Array:
