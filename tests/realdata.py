@@ -17,12 +17,16 @@ PUBLISHED = {
 
 def require(name: str) -> Path:
     """$JDISTILL_DATA, if it holds every file of data set `name`; skips the test otherwise."""
-    source, root = PUBLISHED[name], os.environ.get("JDISTILL_DATA")
+    source, root = PUBLISHED[name], Path(os.environ.get("JDISTILL_DATA") or "none")
+    folder = next((f for f in source.folders if (root / f).is_dir()), source.folders[0])
+    return require_files(*(f"{folder}/{file}" for file in source.sha256))
+
+
+def require_files(*names: str) -> Path:
+    """$JDISTILL_DATA, if it holds these files; skips the test otherwise."""
+    root = os.environ.get("JDISTILL_DATA")
     if not root:
-        pytest.skip(f"needs {name}, and JDISTILL_DATA is not set")
-    folder = next((Path(root) / f for f in source.folders if (Path(root) / f).is_dir()), None)
-    if folder is None:
-        pytest.skip(f"needs {name}, and JDISTILL_DATA has no {source.folders[0]}")
-    if missing := [f for f in source.sha256 if not (folder / f).is_file()]:
-        pytest.skip(f"needs {name}, and JDISTILL_DATA lacks {folder.name}/{missing[0]}")
+        pytest.skip(f"needs {names[0]}, and JDISTILL_DATA is not set")
+    if missing := [name for name in names if not (Path(root) / name).is_file()]:
+        pytest.skip(f"needs {missing[0]}, which JDISTILL_DATA lacks")
     return Path(root)

@@ -14,6 +14,8 @@ import pandas as pd
 import pytest
 from test_experiment_scripts import composed
 
+from tests.realdata import require_files
+
 ROOT = Path(__file__).resolve().parents[1]
 METHOD, PROBLEM, SEED = "choices.method", "choices.problem", "config.seed"
 
@@ -185,9 +187,7 @@ def test_a_scenario_runs_on_the_synthetic_shop(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_conversion_runs_for_networks_and_trees(tmp_path):
-    root = os.environ.get("JDISTILL_DATA")
-    if not root or not (Path(root) / "online-shoppers").is_dir():
-        pytest.skip("needs online-shoppers in JDISTILL_DATA")
+    require_files("online-shoppers/online_shoppers_intention.csv")
     command = [sys.executable, "-m", "jdistill", "-m", "experiment=conversion_privileged", "data.limit=300", "optim.epochs=1",
                "teacher.optim.epochs=1", "loss=kd", "student=mlp,tree,linear_svm",
                f"hydra.sweep.dir={tmp_path / 's'}"]  # fmt: skip

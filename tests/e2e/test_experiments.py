@@ -2,7 +2,6 @@
 
 import csv
 import io
-import os
 import re
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 from jdistill.cli import conf_dir
 from tests.e2e.helpers import files, jobs, result, rows, succeed, teachers
 from tests.marks import slow_but
-from tests.realdata import PUBLISHED, require
+from tests.realdata import PUBLISHED, require, require_files
 
 # `recommend` is for a file of the user's; a scenario is chosen by experiments/documents_scenarios.py.
 OPEN = ("recommend", "documents_scenarios")
@@ -27,8 +26,11 @@ def data_sets(text: str) -> set[str]:
 NAMED = {path.stem: path for path in EXPERIMENTS}
 LARGE = {"cifar100_kd", "documents_compression", "losses_fashion_mnist", "quickstart", "ranking_distillation", "search_icecat"}
 """Grids of many jobs or large data; the quickstart's plan is read below."""
-READ = {"citeulike", "movielens", "online_shoppers"}
-"""Data sets of these experiments, beside those of `PUBLISHED`, that are read from $JDISTILL_DATA."""
+READ = {
+    "citeulike": "citeulike-t/train.csv", "movielens": "ml-latest-small/ratings.csv",
+    "online_shoppers": "online-shoppers/online_shoppers_intention.csv",
+}  # fmt: skip
+"""A file of each data set, beside those of `PUBLISHED`, that these experiments read from $JDISTILL_DATA."""
 
 
 @pytest.mark.parametrize("path", slow_but(NAMED.keys() - LARGE, NAMED))
@@ -37,8 +39,8 @@ def test_every_experiment_composes_and_passes_the_checks(path):
     assert data, "an experiment names its data set"
     for name in data & set(PUBLISHED):
         require(name)
-    if data & READ and not os.environ.get("JDISTILL_DATA"):
-        pytest.skip(f"needs {', '.join(sorted(data & READ))}, and JDISTILL_DATA is not set")
+    for name in data & READ.keys():
+        require_files(READ[name])
     published = data & set(PUBLISHED)
     download = ["data.download=false"] if published == data else []
     lines = succeed("plan", f"experiment={path.stem}", *download).out.splitlines()

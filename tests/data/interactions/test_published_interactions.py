@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-import os
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,16 +13,7 @@ from jdistill.data.interactions import files
 from jdistill.data.interactions.movielens import VERSIONS, _archive
 from jdistill.errors import UsageError
 from jdistill.registry import build
-
-
-def require(*names):
-    root = os.environ.get("JDISTILL_DATA")
-    if not root:
-        pytest.skip("JDISTILL_DATA is not set")
-    for name in names:
-        if not (Path(root) / name).is_file():
-            pytest.skip(f"JDISTILL_DATA lacks {name}")
-    return Path(root)
+from tests.realdata import require_files
 
 
 def load(name, **keys):
@@ -40,7 +29,7 @@ def pairs(dataset, split):
 
 @pytest.mark.parametrize(("split", "folder"), [("topology", "citeulike-t"), ("derrd", "citeulike-derrd")])
 def test_citeulike_published_splits_are_the_files_row_by_row(split, folder):
-    root = require(f"{folder}/train.csv", f"{folder}/valid.csv", f"{folder}/test.csv")
+    root = require_files(f"{folder}/train.csv", f"{folder}/valid.csv", f"{folder}/test.csv")
     dataset = load("citeulike", split=split, history=3)
     tables = {part: pd.read_csv(root / folder / f"{part}.csv").to_numpy() for part in ("train", "valid", "test")}
     np.testing.assert_array_equal(dataset.train["inputs"], tables["train"])
@@ -57,7 +46,7 @@ def test_citeulike_published_splits_are_the_files_row_by_row(split, folder):
 
 
 def test_citeulike_numbers_users_and_items_alike_in_every_split():
-    require("citeulike-t/users.dat", "citeulike-t/train.csv", "citeulike-derrd/train.csv")
+    require_files("citeulike-t/users.dat", "citeulike-t/train.csv", "citeulike-derrd/train.csv")
     unions = []
     for split in ("topology", "derrd", "leave_one_out", "ratio"):
         dataset = load("citeulike", split=split)
@@ -70,7 +59,7 @@ def test_citeulike_numbers_users_and_items_alike_in_every_split():
 
 
 def test_citeulike_of_unkd_has_validation_and_test_users():
-    require("citeulike-t/users.dat")
+    require_files("citeulike-t/users.dat")
     dataset = load("citeulike", split="ratio", test=0.1, validation_users=0.2)
     assert (len(dataset.validation["inputs"]), len(dataset.test["inputs"])) == (1043, 4176)
     counts = np.bincount(np.array(sorted(pairs(dataset, "test") | pairs(dataset, "validation")))[:, 0])
@@ -79,7 +68,7 @@ def test_citeulike_of_unkd_has_validation_and_test_users():
 
 
 def test_derrd_candidates_were_never_met():
-    require("citeulike-derrd/train.csv")
+    require_files("citeulike-derrd/train.csv")
     dataset = load("citeulike", split="derrd", candidates=499)
     met = np.array(sorted(set.union(*(pairs(dataset, part) for part in ("train", "validation", "test")))))
     codes = met[:, 0] * 25182 + met[:, 1]
@@ -103,7 +92,7 @@ def test_citeulike_missing_and_altered_files_are_one_line(tmp_path):
 
 
 def test_movielens_small_against_its_files():
-    root = require("ml-latest-small/ratings.csv", "ml-latest-small/movies.csv")
+    root = require_files("ml-latest-small/ratings.csv", "ml-latest-small/movies.csv")
     ratings, movies = (pd.read_csv(root / "ml-latest-small" / f"{name}.csv") for name in ("ratings", "movies"))
     dataset = load("movielens", split="leave_last_out", history=5)
     assert (dataset.schema.users, dataset.classes, len(movies)) == (610, 9724, 9742)
@@ -169,7 +158,7 @@ def test_a_broken_archive_is_one_line(tmp_path):
     ("category", "users", "items", "actions"), [("Beauty", 22363, 12101, 198502), ("Toys_and_Games", 19412, 11924, 167597)]
 )
 def test_amazon_sequences(category, users, items, actions):
-    root = require(f"amazon-5core/{category}.txt")
+    root = require_files(f"amazon-5core/{category}.txt")
     dataset = load("amazon", category=category)
     assert (dataset.schema.users, dataset.classes, dataset.schema.history) == (users, items, 50)
     assert len(dataset.train["inputs"]) + 2 * users == actions
@@ -188,7 +177,7 @@ def test_amazon_sequences(category, users, items, actions):
 
 
 def test_beauty_attributes_are_multi_hot():
-    root = require("amazon-5core/Beauty.txt", "amazon-5core/Beauty_item2attributes.json")
+    root = require_files("amazon-5core/Beauty.txt", "amazon-5core/Beauty_item2attributes.json")
     dataset = load("amazon")
     table = json.loads((root / "amazon-5core/Beauty_item2attributes.json").read_text())
     features = dataset.side.item_features
@@ -198,7 +187,7 @@ def test_beauty_attributes_are_multi_hot():
 
 
 def test_retailrocket_events_and_weights():
-    root = require(*(f"retailrocket/{name}_ecommerce.dat" for name in ("view", "add_to_cart", "purchase")))
+    root = require_files(*(f"retailrocket/{name}_ecommerce.dat" for name in ("view", "add_to_cart", "purchase")))
     everything = {"split": "ratio", "validation": 0.0, "test": 0.0}
     views = load("retailrocket", events=["view"], **everything)
     assert (len(views.train["inputs"]), views.schema.users, views.classes) == (78371, 3423, 8878)

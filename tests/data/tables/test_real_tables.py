@@ -1,7 +1,5 @@
 """The publishers' tables, found through JDISTILL_DATA: their known numbers, and what a classifier makes of them."""
 
-import os
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,14 +14,13 @@ from jdistill.data.tables.credit_default import CREDIT_DEFAULT
 from jdistill.data.tables.online_shoppers import FILE, ONLINE_SHOPPERS
 from jdistill.data.tables.ratings import MOVIELENS_RATINGS, film_features
 from jdistill.errors import UsageError
+from tests.realdata import require_files
 
 
 def require(source):
     """The folder with the files of a source; skips the test where they are not."""
-    folder = Path(os.environ.get("JDISTILL_DATA") or "none") / source.folders[0]
-    if missing := [name for name in source.sha256 if not (folder / name).is_file()]:
-        pytest.skip(f"needs {source.folders[0]}/{missing[0]} below JDISTILL_DATA")
-    return folder
+    folder = source.folders[0]
+    return require_files(*(f"{folder}/{name}" for name in source.sha256)) / folder
 
 
 def parts(data):
