@@ -1,6 +1,6 @@
 """Recommendation: BPR epochs and full ranking against PyTorch, ranking as items grow, tables updated by rows, a whole teacher.
 
-    python benchmarks/recommend.py [--torch-python PATH] [--parts epoch,ranking,growth,rows,frozen,teacher] [--out FILE]
+    python benchmarks/recommend.py [--torch-python PATH] [--parts epoch,ranking,growth,...] [--out FILE]
 
 epoch    A BPR epoch on CiteULike (115,142 pairs, batch 1,024, Adam with L2 1e-3 in the gradient, losses summed: the recipe
          of conf/experiment/topology_distillation.yaml), d = 200 and 20, against the same in eager PyTorch. Both draw a
@@ -16,6 +16,8 @@ rows     Steps a second of BPR with Adam, d = 32, batch 1,024, 100,000 users, an
 frozen   Steps a second of a BPR student of 20 dimensions with KD from a frozen recommender of 64 on CiteULike: the teacher as
          tables of its vectors, as jdistill trains, against running its network in every step. Untrained teachers of three
          kinds; histories of 50 random items.
+own      Scores of 1,024 rows with candidates of their own among 25,182 items, random tables: `score` as the networks call it
+         against looking all vectors up and one product, in turns; the largest difference.
 teacher  The command: a BPR teacher of 200 dimensions, 100 epochs, evaluated every 10. Start-up and compilation are in it.
 
 Compilation and a first call are outside the timing elsewhere; medians of `--rounds`. Random pairs stand in for CiteULike
@@ -38,7 +40,7 @@ from typing import Any
 from _bpr import Training, citeulike, dataset
 from _common import cores, finish, fresh, has_torch, jdistill, keep_to, names, options, report, results, table, workplace
 
-PARTS = ("epoch", "ranking", "growth", "rows", "frozen", "teacher")
+PARTS = ("epoch", "ranking", "growth", "rows", "frozen", "own", "teacher")
 HERE = Path(__file__).resolve().parent
 DIMS, SIZE = (200, 20), 50
 EXCLUDED, LEAST = 20, 100_000
@@ -230,6 +232,37 @@ def frozen_teachers(given: argparse.Namespace) -> list[dict[str, Any]]:
     return found
 
 
+def own_candidates(given: argparse.Namespace) -> list[dict[str, Any]]:
+    """Prints milliseconds of scores by rows and of all at once; returns the numbers."""
+    import jax
+    import numpy as np
+
+    from jdistill.models.recommend._scores import products, score
+
+    sides = (jax.jit(lambda u, t, i: score(u, t, i)[0]), jax.jit(lambda u, t, i: products(u, t[i])))
+    rng, found = np.random.default_rng(0), []
+    for count, dim in ((50, 20), (50, 200), (500, 20), (500, 200)):
+        user, items = (rng.standard_normal((rows, dim), np.float32) for rows in (1024, 25_182))
+        args = jax.device_put((user, items, rng.integers(0, len(items), (len(user), count)).astype(np.int32)))
+        by_rows, at_once = (np.asarray(side(*args)) for side in sides)
+        rounds = []
+        for _ in range(4 * given.rounds):
+            rounds.append([])
+            for side in sides:
+                started = time.perf_counter()
+                side(*args).block_until_ready()
+                rounds[-1].append(1e3 * (time.perf_counter() - started))
+        medians = dict(zip(("rows", "once"), map(statistics.median, zip(*rounds, strict=True)), strict=True))
+        found.append({"candidates": count, "dim": dim, **medians, "apart": float(np.abs(by_rows - at_once).max())})
+    shown = [
+        (str(one["candidates"]), str(one["dim"]), f"{one['rows']:.2f}", f"{one['once']:.2f}",
+         f"{one['once'] / one['rows']:.1f}x", f"{one['apart']:.0e}")
+        for one in found
+    ]  # fmt: skip
+    table(("candidates", "dim", "by rows, ms", "at once", "at once / by rows", "apart"), shown)
+    return found
+
+
 def ask(given: argparse.Namespace, what: str, items: int) -> dict[str, Any]:
     """What a process of its own measured."""
     command = [sys.executable, __file__, "--worker", what, "--items", str(items), "--users", str(given.users)]
@@ -327,7 +360,7 @@ def main() -> None:
     with workplace(given.folder) as folder:
         if {"epoch", "ranking"} & set(given.parts):
             numbers |= against_torch(given, folder)
-        for part, measure in (("growth", growth), ("rows", by_rows), ("frozen", frozen_teachers)):
+        for part, measure in (("growth", growth), ("rows", by_rows), ("frozen", frozen_teachers), ("own", own_candidates)):
             if part in given.parts:
                 numbers[part] = measure(given)
         if "teacher" in given.parts:

@@ -60,9 +60,10 @@ def _own_candidates(user: Array, table: Array, items: Array) -> Array:
     Where nothing is differentiated a CPU looks up the vectors of some rows at a time: those of all rows, if large, are
     memory that the system hands out anew at each call, which costs several times what the products do.
     """
-    rows = max(1, BLOCK // max(1, items.shape[1] * table.shape[1]))
-    if rows >= len(items):
+    width = table.shape[1]
+    if items.size * width <= 8 * BLOCK:  # the caches hold them
         return _all_at_once(user, table, items)
+    rows = max(1, BLOCK // (items.shape[1] * width))
 
     def by_rows(user: Array, table: Array, items: Array) -> Array:
         return jax.lax.map(lambda row: table[row[1]] @ row[0], (user, items), batch_size=rows)

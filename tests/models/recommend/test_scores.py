@@ -7,7 +7,7 @@ import pytest
 
 from jdistill.models.recommend import _scores
 
-ROWS, CANDIDATES, DIM, ITEMS = 11, 6, 4, 20
+ROWS, CANDIDATES, DIM, ITEMS = 41, 6, 4, 20
 
 
 @pytest.fixture(params=[1, 3 * CANDIDATES * DIM, 1 << 18], ids=["one row", "three rows, two left", "all rows"])
