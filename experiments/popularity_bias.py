@@ -27,7 +27,7 @@ METHODS = (
     Method("HTD", ("loss=htd", "loss.temperature={name: annealing}", "loss.weight=1e-3")),
     Method("UnKD", ("loss=unkd",)),
 )  # fmt: skip
-TUNED = {"RD": (0.1, 1.0), "CD": (0.01, 0.1, 1.0, 10.0), "UnKD": (0.3, 1.0)}
+TUNED = {"RD": (0.01, 0.1, 1.0), "CD": (0.01, 0.1, 1.0, 10.0), "UnKD": (0.03, 0.1, 0.3, 1.0)}
 PAPER = {
     "R@10": {"Student": 0.0760, "RD": 0.0808, "CD": 0.0801, "DE-RRD": 0.0793, "HTD": 0.0788, "UnKD": 0.0863},
     "popular": {"Student": 0.0831, "RD": 0.0910, "CD": 0.0887, "DE-RRD": 0.0899, "HTD": 0.0885, "UnKD": 0.0854},
