@@ -241,3 +241,25 @@ def test_committed_scenarios_follow_from_their_records():
         assert len(values["plain"]) == int(row["n"])
         gaps = [values["distilled"][seed] - values["plain"][seed] for seed in values["plain"]]
         assert float(row["difference"]) == pytest.approx(np.mean(gaps), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("known", "file", "drawn"),
+    [((0, 1), "curves.png", 2), ((0,), "some_curves.png", 1), ((), None, 0)],
+    ids=["all", "some", "none"],
+)
+def test_runs_that_hold_no_curve_are_left_out_of_the_picture(known, file, drawn, tmp_path, monkeypatch, capsys):
+    topology = script("topology_distillation")
+    runs = [{METHOD: "HTD", "config.student.dim": "200", SEED: seed, "status": "finished"} for seed in (0, 1)]
+    for seed in known:
+        runs[seed]["curve"] = {"epoch": [10, 20], topology.METRIC: [0.2, 0.3 + seed / 10]}
+    found = []
+    monkeypatch.setattr(topology, "curve_figure", lambda *given: found.append(given))
+    topology.draw(pd.DataFrame(runs), {"200": {"HTD": [0.1] * 11}}, tmp_path)
+    assert [path.name for _, _, path, _ in found] == ([file] if file else [])
+    for panels, published, _, _ in found:
+        epochs, values = panels["student of 200"]["HTD"]
+        assert epochs.tolist() == [10, 20] and values.tolist() == [[0.2, 0.3], [0.2, 0.4]][:drawn]
+        assert published == {"student of 200": {"HTD": (list(range(0, 101, 10)), [0.1] * 11)}}
+    said = capsys.readouterr().err
+    assert said == ("" if drawn == 2 else f"some_curves.png: {2 - drawn} recorded runs without a learning curve are left out\n")
