@@ -1,6 +1,5 @@
 """The publishers' tables, found through JDISTILL_DATA: their known numbers, and what a classifier makes of them."""
 
-
 import numpy as np
 import pandas as pd
 import pytest
