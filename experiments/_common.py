@@ -18,6 +18,7 @@ import pandas as pd
 from jdistill.errors import did_you_mean
 from jdistill.report import Table, collect, make_table, mean_interval, mean_std, render
 from jdistill.report.cells import Column
+from jdistill.report.keys import SEED
 
 matplotlib.use("Agg")
 
@@ -27,7 +28,7 @@ METHOD, PROBLEM = "choices.method", "choices.problem"
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A row of the table: its label, the overrides that make it, and its run of seed 0 where choosing them has made it."""
+    """A row of the table: its label, the overrides that make it, and those of its runs that there are, not to be made again."""
 
     label: str
     overrides: tuple[str, ...]
@@ -68,12 +69,13 @@ def add_choice(
     parser.add_argument(option, type=names, default=default, metavar="NAMES", help=shown.replace("%", "%%"))
 
 
-def run_sweep(folder: Path, overrides: Sequence[str], seeds: int, first: int = 0) -> pd.DataFrame:
-    """`jdistill -m` over seeds (from `first` on) in `folder`, where finished runs are not repeated; the collected runs.
+def run_sweep(folder: Path, overrides: Sequence[str], seeds: Iterable[int]) -> pd.DataFrame:
+    """`jdistill -m` over seeds in `folder`, where finished runs are not repeated; the collected runs.
 
     Failed runs stay in the frame, so that the table shows them. Ends the program where the sweep could not run.
     """
-    command = [sys.executable, "-m", "jdistill", "-m", *overrides, f"seed=range({first},{seeds})", f"hydra.sweep.dir={folder}"]
+    command = [sys.executable, "-m", "jdistill", "-m", *overrides, f"seed={','.join(map(str, seeds))}"]
+    command.append(f"hydra.sweep.dir={folder}")
     done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)  # progress and errors: standard error
     if done.returncode not in (0, 1) or not (folder / "jobs.jsonl").is_file():
         sys.exit(done.returncode or 1)
@@ -85,9 +87,9 @@ def run_methods(experiment: str, methods: Sequence[Method], given: argparse.Name
     frames = []
     for method in methods:
         folder = given.sweeps / slug(f"{problem} {method.label}")
-        own, first = ([], 0) if method.done is None else ([method.done], 1)
-        if given.seeds > first:
-            own.append(run_sweep(folder, [f"experiment={experiment}", *method.overrides], given.seeds, first))
+        own = [pd.DataFrame({SEED: []}) if method.done is None else method.done]
+        if seeds := sorted(set(range(given.seeds)) - set(own[0][SEED])):
+            own.append(run_sweep(folder, [f"experiment={experiment}", *method.overrides], seeds))
         frames += [frame.assign(**{METHOD: method.label} | ({PROBLEM: problem} if problem else {})) for frame in own]
     return joined(frames)
 

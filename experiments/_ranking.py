@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from _common import COLOURS, METHOD, Method, run_sweep, save, slug, with_column
-from _records import CURVE, recorded_weight
+from _records import CURVE, plain, recorded_weight
 
 from jdistill.report import Table
 from jdistill.report.collect import read_curves
@@ -28,10 +28,13 @@ def with_published(table: Table, values: Mapping[Any, float], title: str, *keys:
 
 
 def with_curves(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """The frame with a column of the runs' learning curves: `{"epoch": [E], METRIC: [E]}` out of their folders."""
+    """The frame with a column of the learning curves of the runs that have folders: `{"epoch": [E], METRIC: [E]}`."""
     found = []
-    for path in frame.get("path", ()):
-        lines = [line for line in read_curves(path) if metric in line] if path is not None else []
+    for run in frame.to_dict("records"):
+        if plain(run.get("path")) is None:  # recorded
+            found.append(plain(run.get(CURVE)))
+            continue
+        lines = [line for line in read_curves(run["path"]) if metric in line]
         found.append({"epoch": [line["epoch"] for line in lines], metric: [line[metric] for line in lines]})
     return frame.assign(**{CURVE: found})
 
@@ -84,7 +87,7 @@ def chosen(experiment: str, method: Method, weights: Sequence[float], given: arg
         return dataclasses.replace(method, overrides=(*method.overrides, weight))
     folder = given.sweeps / slug(f"weights {method.label}")
     grid = f"loss.weight={','.join(f'{weight:g}' for weight in weights)}"
-    frame = run_sweep(folder, [f"experiment={experiment}", *method.overrides, grid], 1)
+    frame = run_sweep(folder, [f"experiment={experiment}", *method.overrides, grid], [0])
     column = f"metrics.validation.{primary(frame)}"
     if column not in frame or frame[column].notna().sum() == 0:
         sys.exit(f"no run of {method.label} has {column}; see {folder}")

@@ -1,6 +1,7 @@
 """`runs.jsonl`: what is kept of the runs of an experiment, and how a later command's table is made with them."""
 
 import argparse
+import dataclasses
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from _common import METHOD, PROBLEM, joined, portable
+from _common import METHOD, PROBLEM, Method, joined, portable
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from jdistill.checkpoint import write_atomically
 from jdistill.report.collect import as_frame, parse_overrides
@@ -49,7 +51,8 @@ def add_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--add",
         action="store_true",
-        help="tables with the runs that --out records already, and weights as chosen for them; with --seeds 0 of those alone",
+        help="tables with the runs that --out records already, which are not made again, and weights as chosen for them; "
+        "with --seeds 0 of those alone",
     )
 
 
@@ -80,9 +83,23 @@ def with_recorded(frame: pd.DataFrame, given: argparse.Namespace, *keys: str, ou
     return _some(joined([frame.drop(index=dropped), earlier.iloc[added]]), path)
 
 
+def recorded(experiment: str, method: Method, given: argparse.Namespace, out: Path | None = None) -> Method:
+    """`method` with, under `--add`, the finished runs that `runs.jsonl` of `out` (`given.out`) has of its recipe.
+
+    As it is with no seeds asked for: then `with_recorded` takes all there is, in the file's order.
+    """
+    path = (out or given.out) / FILE
+    if method.done is not None or not (given.add and given.seeds and path.is_file()):
+        return method
+    recipe = _as_recorded([f"experiment={experiment}", *method.overrides])
+    runs = read_records(path)
+    own = runs[[run["status"] == "finished" and _recipe(run) == recipe for run in runs.to_dict("records")]]
+    return dataclasses.replace(method, done=own) if len(own) else method
+
+
 def recorded_weight(given: argparse.Namespace, overrides: Iterable[str]) -> str | None:
     """With `--add` the override `loss.weight=` of the recorded runs that have `overrides` and only it and a seed besides."""
-    own, path = {override.replace(" ", "") for override in overrides}, given.out / FILE
+    own, path = _as_recorded(overrides), given.out / FILE
     for run in read_records(path).to_dict("records") if given.add and path.is_file() else ():
         recipe = _recipe(run)
         more = recipe - own
@@ -114,6 +131,13 @@ def _run(line: dict[str, Any]) -> dict[str, Any]:
 
 def _row(run: Mapping[str, Any], columns: Sequence[str]) -> tuple[str, ...]:
     return tuple("" if plain(run.get(column)) is None else str(run[column]) for column in columns)
+
+
+def _as_recorded(overrides: Iterable[str]) -> frozenset[str]:
+    """The overrides as a sweep records them: 1e-3 as 0.001, ${seed} escaped, no spaces, the last one of a key."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    values = {override.get_key_element(): override.get_value_element_as_str() for override in parsed}
+    return frozenset(f"{key}={value}" for key, value in values.items())
 
 
 def _recipe(run: Mapping[str, Any]) -> frozenset[str]:

@@ -87,7 +87,7 @@ def main(given_arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(given_arguments)
     swept = [f"data.split_seed=range(0,{given.splits})", f"loss.temperature={','.join(f'{t:g}' for t in TEMPERATURES)}"]
     frames = [
-        run_sweep(given.sweeps / f"alpha-{100 * alpha:.0f}", [f"experiment={NAME}", *strength(alpha), *swept], seeds=1)
+        run_sweep(given.sweeps / f"alpha-{100 * alpha:.0f}", [f"experiment={NAME}", *strength(alpha), *swept], [0])
         for alpha in ALPHAS
     ]
     searched = pd.concat(frames, ignore_index=True)

@@ -79,7 +79,7 @@ def main() -> None:
 
 def trained(family: str, given: argparse.Namespace) -> Path:
     """The folder of the family's run, which is not repeated where it is finished."""
-    frame = run_sweep(given.sweeps / family, FAMILIES[family], 1)
+    frame = run_sweep(given.sweeps / family, FAMILIES[family], [0])
     if frame["status"].iloc[0] != "finished":
         sys.exit(f"{family}: {frame['error'].iloc[0]}")
     return Path(frame["path"].iloc[0])

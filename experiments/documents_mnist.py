@@ -124,7 +124,7 @@ def main() -> None:
     )
     write_tables(given.out, with_notes(table, source, *notes, *against_control(frame)))
     early = [f"data.limit={','.join(map(str, EARLY))}", "optim.epochs=1", "loss=none"]
-    early_frame = run_sweep(given.sweeps / "early", [f"experiment={NAME}", *early], given.seeds)
+    early_frame = run_sweep(given.sweeps / "early", [f"experiment={NAME}", *early], range(given.seeds))
     early_frame = early_frame.assign(**{METHOD: "plain, early"})
     columns = ("n", "metric", "test.cross_entropy", "steps")
     write_tables(given.out, make(early_frame, by=("data.limit",), baseline=None, columns=columns), "early")

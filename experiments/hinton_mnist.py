@@ -207,7 +207,8 @@ def temperatures(given: argparse.Namespace) -> pd.DataFrame:
     """The students of 30 units a layer, plain and at every temperature."""
     plain = run_methods(NAME, [Method(SMALL_PLAIN, (*ALONE, SMALL))], given)
     values = ",".join(f"{t:g}" for t in TEMPERATURES)
-    frame = run_sweep(given.sweeps / "temperatures", [f"experiment={NAME}", SMALL, f"loss.temperature={values}"], given.seeds)
+    swept = [f"experiment={NAME}", SMALL, f"loss.temperature={values}"]
+    frame = run_sweep(given.sweeps / "temperatures", swept, range(given.seeds))
     frame = frame.assign(**{METHOD: [f"T {t:g}" for t in frame["config.loss.temperature"].astype(float)]})
     return counted(pd.concat([plain, frame], ignore_index=True))
 
@@ -249,7 +250,7 @@ def search(given: argparse.Namespace) -> None:
     frames = []
     for group, overrides in SEARCH.items():
         tried = [f"experiment={NAME}", HELD_OUT, *overrides, "optim.epochs=10", "optim.lr=1e-3,3e-4"]
-        frame = run_sweep(given.sweeps / f"search-{group}", tried, 1)
+        frame = run_sweep(given.sweeps / f"search-{group}", tried, [0])
         frames.append(frame.assign(**{METHOD: [searched(group, row) for row in frame["overrides"]]}))
     frame = pd.concat(frames, ignore_index=True)
     errors = ((1 - frame["metrics.validation.accuracy"]) * frame["data.validation"]).round()

@@ -15,7 +15,7 @@ Expected and time: results/popularity_bias/README.md.
 
 from _common import Method, add_choice, arguments, make, run_methods, with_notes, write_tables
 from _ranking import chosen, weights, with_published
-from _records import add_option, with_recorded, write_records
+from _records import add_option, recorded, with_recorded, write_records
 
 NAME = "popularity_bias"
 METHODS = (
@@ -43,6 +43,7 @@ def main() -> None:
     given = parser.parse_args()
     wanted = [m for m in METHODS if m.label in given.methods]
     wanted = [chosen(NAME, m, TUNED[m.label], given) if m.label in TUNED else m for m in wanted]
+    wanted = [recorded(NAME, m, given) for m in wanted]
     frame = with_recorded(run_methods(NAME, wanted, given), given)
     columns = ["n", "metric", "difference", "p", "test.ndcg_at_10", *GROUPS, "epoch"]
     table = make(frame, baseline="method=Student", metric="test.recall_at_10", columns=columns)

@@ -19,7 +19,7 @@ COLUMNS = ("n", "metric", "difference", "p", "detectable", "nonzero", "bytes")
 def main() -> None:
     """Runs the sweep and writes table, figure and records."""
     given = arguments("quickstart", __doc__, seeds=3).parse_args()
-    frame = run_sweep(given.sweeps, ["experiment=quickstart"], given.seeds)
+    frame = run_sweep(given.sweeps, ["experiment=quickstart"], range(given.seeds))
     write_tables(given.out, make_table(frame, columns=COLUMNS))
     scatter_figure(frame, path=given.out / "accuracy_bytes.png")
     write_records(given.out, frame)

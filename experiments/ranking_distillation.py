@@ -15,7 +15,7 @@ Expected and time: results/ranking_distillation/README.md.
 
 from _common import Method, add_choice, arguments, make, run_methods, with_notes, write_tables
 from _ranking import chosen, weights, with_published
-from _records import add_option, with_recorded, write_records
+from _records import add_option, recorded, with_recorded, write_records
 
 NAME = "ranking_distillation"
 ANNEALED = "{name: annealing, epochs: 1000}"
@@ -48,6 +48,7 @@ def main() -> None:
     given.sweeps = given.sweeps / given.split
     name = "table" if given.split == "derrd" else "own_splits"
     records = given.out if given.split == "derrd" else given.out / name
+    wanted = [recorded(NAME, m, given, records) for m in wanted]
     frame = with_recorded(run_methods(NAME, wanted, given), given, out=records)
     columns = ["n", "metric", "difference", "p", "test.mrr_at_5", "test.ndcg_at_5", "test.hit_rate_at_10", "test.ndcg_at_10",
                "test.hit_rate_at_20", "test.ndcg_at_20", "epoch"]  # fmt: skip

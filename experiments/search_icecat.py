@@ -63,7 +63,7 @@ def by_fold(frame: pd.DataFrame) -> pd.DataFrame:
 def main() -> None:
     given = arguments(NAME, __doc__, seeds=3).parse_args()
     frames = [
-        labelled(run_sweep(given.sweeps / name, [f"experiment={NAME}", FOLDS, *overrides], given.seeds), name)
+        labelled(run_sweep(given.sweeps / name, [f"experiment={NAME}", FOLDS, *overrides], range(given.seeds)), name)
         for name, overrides in SWEEPS.items()
     ]
     tried = pd.concat(frames, ignore_index=True)

@@ -12,7 +12,7 @@ Expected and time: results/sequential/README.md.
 
 from _common import Method, add_choice, arguments, joined, make, run_methods, write_tables
 from _ranking import chosen
-from _records import add_option, with_recorded, write_records
+from _records import add_option, recorded, with_recorded, write_records
 
 NAME = "sequential"
 DATA = {
@@ -55,6 +55,7 @@ def main() -> None:
                 Method(m.label, (*STUDENTS[student], *DATA[data], *m.overrides)) for m in METHODS if m.label in given.methods
             ]
             own = [chosen(NAME, m, WEIGHTS[m.label], given) if m.label in WEIGHTS else m for m in own]
+            own = [recorded(NAME, m, given) for m in own]
             frames.append(run_methods(NAME, own, given, f"{data}: {student}"))
     frame = with_recorded(joined(frames), given)
     columns = ["n", "metric", "difference", "p", "test.hit_rate_at_10", "test.mrr_at_10", "bytes", "latency_1"]

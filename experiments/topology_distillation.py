@@ -14,6 +14,7 @@ FitNet is `entity_hint`, one regressor for users and one for items, with DE's we
 Expected and time: results/topology_distillation/README.md.
 """
 
+import argparse
 import json
 import os
 import sys
@@ -21,16 +22,16 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from _common import METHOD, add_choice, arguments, joined, run_sweep, with_notes, write_tables
+from _common import METHOD, Method, add_choice, arguments, joined, run_methods, with_notes, write_tables
 from _ranking import curve_figure, curves, with_curves, with_published
-from _records import CURVE, add_option, with_recorded, write_records
+from _records import CURVE, add_option, recorded, with_recorded, write_records
 
 from jdistill.report import make_table
 
 NAME = "topology_distillation"
 LABELS = {"none": "Student", "entity_hint": "FitNet", "de": "DE", "ftd": "FTD", "htd": "HTD"}
 COSTLY = ("de", "htd")
-TEMPERATURE = {"de": ["loss.temperature={name: annealing}"], "htd": ["loss.temperature={name: annealing}"]}
+TEMPERATURE = dict.fromkeys(COSTLY, ("loss.temperature={name: annealing}",))
 METRIC = "test.recall_at_50"
 EPOCHS = range(0, 101, 10)
 PAPER = {  # Table 1, BPR, student of 20 dimensions: Recall@50
@@ -50,11 +51,11 @@ def main() -> None:
     dims = [int(dim) for dim in given.dims.split(",")]
     frames = []
     for loss in given.losses:
-        seeds = min(given.costly_seeds, given.seeds) if loss in COSTLY else given.seeds
-        for dim in dims if seeds else ():
-            overrides = [f"experiment={NAME}", f"loss={loss}", f"student.dim={dim}", *TEMPERATURE.get(loss, [])]
-            frame = run_sweep(given.sweeps / f"{loss}-{dim}", overrides, seeds)
-            frames.append(frame.assign(**{METHOD: LABELS[loss]}))
+        own = argparse.Namespace(seeds=min(given.costly_seeds, given.seeds) if loss in COSTLY else given.seeds)
+        for dim in dims:
+            own.sweeps = given.sweeps / f"{dim}"
+            method = Method(LABELS[loss], (f"loss={loss}", f"student.dim={dim}", *TEMPERATURE.get(loss, ())))
+            frames.append(run_methods(NAME, [recorded(NAME, method, given)], own))
     frame = with_recorded(with_curves(joined(frames), METRIC), given, "config.student.dim")
     published = history()
     table = make_table(

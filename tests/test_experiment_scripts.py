@@ -248,6 +248,28 @@ def test_a_weight_once_chosen_and_recorded_is_not_chosen_again(add, asked, weigh
     assert made.overrides == (*method.overrides, weight or "loss.weight=0.5") and (made.done is None) == bool(weight)
 
 
+@pytest.mark.parametrize(
+    ("add", "weight", "trained"), [(True, "1e-3", [1, 3]), (True, "2", [0, 1, 2, 3]), (False, "1e-3", [0, 1, 2, 3])]
+)
+def test_recorded_runs_of_a_recipe_are_not_made_again(add, weight, trained, tmp_path, monkeypatch):
+    runs = frame(rd=(0.5, 0.6, 0.7)).query("`choices.problem` == 'real'")
+    runs["overrides"] = [
+        ["experiment=e", "loss.weight=0.001", "data.split_seed=$\\{seed\\}", "a={b:c,d:1}", f"seed={seed}"] for seed in range(3)
+    ]
+    runs["status"] = ["finished", "failed", "finished"]
+    given = recorded(tmp_path, runs, add)
+    given.seeds, given.sweeps, asked = 4, tmp_path, []
+    common, records = script("_common"), script("_records")
+    overrides = ("loss.weight=7", f"loss.weight={weight}", "data.split_seed=${seed}", "a={b: c, d: 1}")
+    method = records.recorded("e", common.Method("RD", overrides), given)
+    monkeypatch.setattr(common, "run_sweep", lambda *sweep: asked.append(sweep) or pd.DataFrame({"config.seed": sweep[-1]}))
+    made = common.run_methods("e", [method], given, "real")
+    assert asked == [(tmp_path / "real-RD", ["experiment=e", *overrides], trained)]
+    assert sorted(made["config.seed"]) == [0, 1, 2, 3] and set(made["choices.method"]) == {"RD"}
+    values = {} if method.done is None else made.dropna(subset="metrics.test.accuracy").set_index("config.seed")
+    assert dict(values.get("metrics.test.accuracy", {})) == ({0: 0.5, 2: 0.7} if trained == [1, 3] else {})
+
+
 def test_a_broken_record_is_named(tmp_path):
     given = recorded(tmp_path, frame(plain=(0.5,)))
     with (tmp_path / "runs.jsonl").open("a") as file:
@@ -296,6 +318,27 @@ def test_committed_tables_of_several_commands_are_those_of_their_records(name, o
     script(name).main()
     for file in (records, table):
         assert (tmp_path / file).read_text() == (committed / file).read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "records"),
+    [
+        ("topology_distillation", ("--seeds=3", "--dims=20,200", "--losses=none,entity_hint,ftd"), "runs.jsonl"),
+        ("ranking_distillation", ("--seeds=1",), "runs.jsonl"),
+        ("ranking_distillation", ("--split=own", "--seeds=5", "--methods=Student,RD,CD,RRD,IR-RRD"), "own_splits/runs.jsonl"),
+        ("popularity_bias", ("--seeds=3",), "runs.jsonl"),
+        ("sequential", ("--seeds=3", "--data=movielens,amazon"), "runs.jsonl"),
+    ],
+)
+def test_committed_runs_are_of_the_scripts_recipes_and_not_made_again(name, options, records, tmp_path, monkeypatch):
+    if name == "topology_distillation":
+        require_files("citeulike-t/published_history.json")
+    shutil.copytree(ROOT / "results" / name, tmp_path / "out")
+    before = (tmp_path / "out" / records).read_text()
+    monkeypatch.setattr(sys, "argv", [name, "--add", f"--out={tmp_path}/out", f"--sweeps={tmp_path}/none", *options])
+    monkeypatch.setattr(script("_common").subprocess, "run", lambda command, **_: pytest.fail(f"would train: {command}"))
+    script(name).main()
+    assert sorted((tmp_path / "out" / records).read_text().splitlines()) == sorted(before.splitlines())
 
 
 def test_portable_cuts_off_this_machine(monkeypatch, tmp_path):
