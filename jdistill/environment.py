@@ -27,7 +27,7 @@ def environment() -> dict[str, Any]:
         "device_kind": device.device_kind,
         "machine": f"{_processor()}, {os.cpu_count()} cores",
         "system": f"{platform.system()} {platform.machine()}",
-        **_commit(),
+        **commit_of(Path(__file__).resolve().parents[1]),
     }
 
 
@@ -104,8 +104,11 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _commit() -> dict[str, Any]:
-    root = Path(__file__).resolve().parents[1]
+def commit_of(root: Path) -> dict[str, Any]:
+    """`commit`: the hash that the checkout `root` is at; `dirty`: whether its tracked files differ from it. None outside one.
+
+    `results/` does not count: it is what commands write, no run depends on it, and the second of two commands would be dirty.
+    """
     if not (root / ".git").exists():
         return {"commit": None, "dirty": None}
 
@@ -114,5 +117,5 @@ def _commit() -> dict[str, Any]:
 
     return {
         "commit": git("rev-parse", "HEAD") or None,
-        "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
+        "dirty": bool(git("status", "--porcelain", "--untracked-files=no", "--", ":(exclude)results")),
     }
