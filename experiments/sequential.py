@@ -2,7 +2,7 @@
 
 Source: our own choice of sizes for a 2-core CPU; SASRec after Kang & McAuley 2018. No published table is reproduced.
 
-    python experiments/sequential.py [--seeds 3] [--data movielens,amazon] [--students sasrec,gru4rec,bpr] [--methods RRD,CD]
+    python experiments/sequential.py [--seeds 5] [--data movielens,amazon] [--students sasrec,gru4rec,bpr] [--methods RRD,CD]
         [--add]
 
 needs MovieLens (ml-latest-small) and Amazon 5-core (Beauty) in $JDISTILL_DATA. Finished runs are kept in sweeps/ and not
@@ -41,7 +41,7 @@ WEIGHTS = {
 
 
 def main() -> None:
-    parser = arguments(NAME, __doc__, seeds=3)
+    parser = arguments(NAME, __doc__)
     add_choice(parser, "--data", DATA, default="movielens")
     add_choice(parser, "--students", STUDENTS)
     add_choice(parser, "--methods", (m.label for m in METHODS), always="plain")
