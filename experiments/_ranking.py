@@ -28,10 +28,10 @@ def with_published(table: Table, values: Mapping[Any, float], title: str, *keys:
 
 
 def with_curves(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """The frame with a column of the learning curves of the runs that have folders: `{"epoch": [E], METRIC: [E]}`."""
+    """The frame with a column of learning curves, `{"epoch": [E], METRIC: [E]}`: out of the runs' folders, or as recorded."""
     found = []
     for run in frame.to_dict("records"):
-        if plain(run.get("path")) is None:  # recorded
+        if plain(run.get("path")) is None:
             found.append(plain(run.get(CURVE)))
             continue
         lines = [line for line in read_curves(run["path"]) if metric in line]

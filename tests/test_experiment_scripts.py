@@ -323,7 +323,7 @@ def test_committed_tables_of_several_commands_are_those_of_their_records(name, o
 @pytest.mark.parametrize(
     ("name", "options", "records"),
     [
-        ("topology_distillation", ("--seeds=3", "--dims=20,200", "--losses=none,entity_hint,ftd"), "runs.jsonl"),
+        ("topology_distillation", ("--seeds=5", "--losses=none,entity_hint,ftd"), "runs.jsonl"),
         ("ranking_distillation", ("--seeds=1",), "runs.jsonl"),
         ("ranking_distillation", ("--split=own", "--seeds=5", "--methods=Student,RD,CD,RRD,IR-RRD"), "own_splits/runs.jsonl"),
         ("popularity_bias", ("--seeds=5",), "runs.jsonl"),
